@@ -1,0 +1,49 @@
+# Two commands do everything: `make run` and `make test`. They need Python 3.11 or newer with venv, and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 8080
+TESTS ?= tests
+export PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint types unit clean
+
+help: ## What there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python setup.cfg setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+run/worker.key:
+	@mkdir -p run
+	@umask 077 && $(PYTHON) -c 'import secrets; print(secrets.token_hex(32))' > $@
+
+run: $(VENV)/.installed run/worker.key ## Starts a front with a demo worker; prints the address to open
+	@exec $(BIN)/twistd -n --pidfile= kollator-front --database run/signaling.db \
+		--worker-key-file run/worker.key --demo-worker
+
+test: lint types unit ## Lint, types, the whole test suite
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy kollator tests
+
+unit: $(VENV)/.installed-test ## The trial suite alone; TESTS=tests.test_ring for a part
+	$(BIN)/python -W default -m twisted.trial $(TESTS)
+
+clean: ## Removes what was built and installed here
+	rm -rf $(VENV) build *.egg-info run _trial_temp* .hypothesis .mypy_cache .ruff_cache kollator/state/lib

@@ -1,0 +1,82 @@
+"""Checks of what is relayed: session descriptions (SDP, RFC 8866) and ICE candidates (RFC 8839).
+
+The front passes them on as they are and understands neither. The checks keep out what no browser sends and
+what costs the receiver more than it cost the sender. They are on the path of every message and take
+microseconds.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_SDP_CHARS = 65_536
+"""A whole message; of its own since a description may also come from another front."""
+MAX_SDP_LINES = 4096
+"""A message of the largest size has 2,000 lines when a browser wrote it."""
+MAX_SDP_MEDIA = 64
+"""Each ``m=`` line makes the receiver build a transceiver. A data channel takes one, a large call 30."""
+MAX_CANDIDATE_CHARS = 1024
+"""Browsers' own are under 300."""
+
+# RFC 8839 section 5.1. Every repeated group starts with a space, which nothing in it can match: no
+# backtracking.
+_TOKEN = r"[!#$%&'*+.^_`{|}~0-9A-Za-z-]{1,64}"
+_ADDRESS = r"[0-9A-Za-z._:%-]{1,255}"
+_CANDIDATE = re.compile(
+    r"(?:a=)?candidate:"
+    r"[A-Za-z0-9+/]{1,32} [0-9]{1,5} "  # foundation, component (five digits in RFC 5245)
+    rf"{_TOKEN} [0-9]{{1,10}} "  # transport, priority
+    rf"{_ADDRESS} ([0-9]{{1,5}}) "  # an address, or a name that ends in .local
+    rf"typ {_TOKEN}"
+    rf"(?: raddr {_ADDRESS})?(?: rport ([0-9]{{1,5}}))?"
+    rf"(?: (?!raddr |rport ){_TOKEN} [!-~]*)*"  # pairs such as tcptype, generation, ufrag, network-cost
+    r" ?(?:\r?\n)?"  # left by clients that cut it out of an SDP
+)
+# Line ends to a parser that splits as Python does, so that none can hide an m= line from the count below.
+_ODD_LINE_ENDS = ("\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
+_ASCII_ODD_LINE_ENDS = _ODD_LINE_ENDS[:5]
+
+
+def check_sdp(sdp: str) -> str | None:
+    """Return why a session description is not passed on, or ``None`` when it is. ``v=0`` alone is one."""
+    if not sdp.startswith("v=0"):
+        return "an SDP starts with v=0"
+    if len(sdp) > MAX_SDP_CHARS:
+        return f"the SDP has over {MAX_SDP_CHARS} characters"
+    if "\0" in sdp:
+        return "the SDP has a NUL"
+    line_ends: tuple[str, ...] = _ASCII_ODD_LINE_ENDS
+    if not sdp.isascii():
+        line_ends = _ODD_LINE_ENDS
+        try:
+            sdp.encode()
+        except UnicodeEncodeError:
+            return "the SDP is not UTF-8"
+    for character in line_ends:
+        if character in sdp:
+            return "the SDP has a control character"
+    # Two microseconds each, and most descriptions are too short to need them.
+    if len(sdp) > MAX_SDP_LINES and max(sdp.count("\n"), sdp.count("\r")) > MAX_SDP_LINES:
+        return f"the SDP has over {MAX_SDP_LINES} lines"
+    if sdp.count("\nm=") + sdp.count("\rm=") > MAX_SDP_MEDIA:
+        return f"the SDP has over {MAX_SDP_MEDIA} m= lines"
+    return None
+
+
+def check_candidate(candidate: str) -> str | None:
+    """Return why the text of an ICE candidate is not passed on, or ``None`` when it is.
+
+    Empty text is the end of candidates (RFC 8838 section 8.2). A leading ``a=``, TCP candidates, ``.local``
+    names and extensions are accepted.
+    """
+    if not candidate:
+        return None
+    if len(candidate) > MAX_CANDIDATE_CHARS:
+        return f"the candidate has over {MAX_CANDIDATE_CHARS} characters"
+    match = _CANDIDATE.fullmatch(candidate)
+    if match is None:
+        return "the candidate does not follow RFC 8839"
+    port, related_port = match.groups()
+    if int(port) > 65_535 or (related_port is not None and int(related_port) > 65_535):
+        return "the candidate has a port over 65535"
+    return None

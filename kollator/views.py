@@ -1,0 +1,301 @@
+"""What the HTTP endpoints and the WebSocket handshake ask, answered from the pool and the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+from twisted.web.http import Request
+
+import kollator
+from kollator.guard.addresses import NetworkSet, client_address, client_scheme_host, limit_key
+from kollator.guard.limits import Allowance, ConnectionCounts, TokenBuckets, retry_after_s
+from kollator.guard.origins import OriginPolicy
+from kollator.guard.tickets import TicketBook, client_id
+from kollator.guard.turn import IceServers
+from kollator.observe.metrics import Metrics
+from kollator.pool.pool import Pool
+from kollator.pool.roster import Roster
+from kollator.settings import Settings
+from kollator.signaling.messages import WorkerRef, schema
+from kollator.signaling.switchboard import BURST_S, Switchboard
+from kollator.web.answers import (
+    Bootstrap,
+    ClusterNode,
+    Explanation,
+    Health,
+    Ring,
+    RingDigest,
+    SkippedWorker,
+    WorkerCounts,
+    WorkerEntry,
+    Workers,
+)
+from kollator.web.answers import (
+    ConnectionCounts as Connections,
+)
+from kollator.web.door import Refusal
+from kollator.web.resources import Caller
+
+RATE_BURST_S = 5.0
+"""The burst of the rates for each address, in seconds' worth."""
+ADDRESSES = 100_000
+"""The most addresses whose rate is remembered."""
+
+
+
+class Standing(NamedTuple):
+    """The place of a front in its cluster."""
+
+    role: Literal["leader", "follower", "candidate"]
+    leader: str | None
+    term: int
+    cluster: list[ClusterNode]
+
+
+class Gate:
+    """Who is let in: addresses behind proxies, origins, counts and rates."""
+
+    def __init__(self, settings: Settings, draining: Callable[[], bool], refused: Callable[[str], None]) -> None:
+        self._trusted = NetworkSet(settings.trusted_proxies)
+        self._exempt = NetworkSet(settings.rate_limit_exempt)
+        self._worker_networks = NetworkSet(settings.worker_allow)
+        self._origins = OriginPolicy(settings.allowed_origins)
+        self._counts = ConnectionCounts(settings.max_connections, settings.connections_per_ip)
+        rate = settings.connection_rate_per_ip
+        self._connecting = TokenBuckets(rate, rate * RATE_BURST_S, ADDRESSES)
+        rate = settings.bootstrap_rate_per_ip
+        self._bootstrapping = TokenBuckets(rate, rate * RATE_BURST_S, ADDRESSES)
+        self._messages = Allowance(settings.message_rate, settings.message_rate * BURST_S)
+        self._draining = draining
+        self._refused = refused
+
+    def caller(self, peer: str, fields: Mapping[str, str], scheme: str, fallback_host: str) -> Caller:
+        """Who asks, by the connection and (from trusted proxies) the headers, whose names are in lower case."""
+
+        def lines(name: str) -> list[bytes]:
+            return [fields[name].encode("latin-1", "replace")] if name in fields else []
+
+        forwarded_for, forwarded = lines("x-forwarded-for"), lines("forwarded")
+        address = client_address(peer, forwarded_for, forwarded, self._trusted)
+        used_scheme, host = client_scheme_host(
+            peer,
+            scheme,
+            fields.get("host"),
+            fallback_host,
+            self._trusted,
+            forwarded_for=forwarded_for,
+            forwarded=forwarded,
+            forwarded_proto=lines("x-forwarded-proto"),
+            forwarded_host=lines("x-forwarded-host"),
+        )
+        return Caller(address, used_scheme, host)
+
+    def origin_permitted(self, origin: str | None, caller: Caller) -> bool:
+        """Whether a page of that origin may use this front."""
+        return self._origins.permits(origin, caller.scheme, caller.host)
+
+    def handshake_address(self, peer: str, fields: Mapping[str, str]) -> str:
+        """The client's address of a WebSocket handshake."""
+        return self.caller(peer, fields, "http", "").address
+
+    def handshake_origin_permitted(self, peer: str, fields: Mapping[str, str], transport: Any) -> bool:
+        """Whether the page that opens a WebSocket may."""
+        scheme = "https" if hasattr(transport, "getPeerCertificate") else "http"
+        return self.origin_permitted(fields.get("origin"), self.caller(peer, fields, scheme, ""))
+
+    def admission(self, now: Callable[[], float]) -> Callable[[str, Mapping[str, str]], Refusal | None]:
+        """The door's question: may one more WebSocket begin?"""
+
+        def admit(peer: str, fields: Mapping[str, str]) -> Refusal | None:
+            if self._draining():
+                self._refused("draining")
+                return Refusal(503, "draining", "this front is about to stop; ask another", 1)
+            address = self.handshake_address(peer, fields)
+            if self._exempt.contains(address):
+                return None
+            wait_s = self._connecting.take(limit_key(address), now())
+            if wait_s > 0:
+                self._refused("rate")
+                return Refusal(429, "rate-limited", "too many new connections from this address", retry_after_s(wait_s))
+            return None
+
+        return admit
+
+    def bootstrap_wait_s(self, address: str, now: float) -> float:
+        """0.0 when one more bootstrap from that address is allowed, else seconds to wait."""
+        return 0.0 if self._exempt.contains(address) else self._bootstrapping.take(limit_key(address), now)
+
+    def admit(self, address: str) -> str | None:
+        """Counts an open WebSocket in, or says which limit is reached."""
+        return self._counts.admit(self._count_key(address))
+
+    def release(self, address: str) -> None:
+        """Counts an admitted WebSocket out."""
+        self._counts.release(self._count_key(address))
+
+    def allowance(self, address: str) -> Allowance | None:
+        """The rate of messages of a connection from that address."""
+        return None if self._exempt.contains(address) else self._messages
+
+    def worker_allowed(self, address: str) -> bool:
+        """Whether workers may come from there."""
+        return not self._worker_networks or self._worker_networks.contains(address)
+
+    def _count_key(self, address: str) -> str | None:
+        return None if self._exempt.contains(address) else limit_key(address)
+
+
+class FrontViews:
+    """The answers of one front."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        gate: Gate,
+        pool: Pool,
+        roster: Roster,
+        switchboard: Switchboard,
+        tickets: TicketBook,
+        ice_servers: IceServers,
+        metrics: Metrics,
+        random_bytes: Callable[[int], bytes],
+        monotonic: Callable[[], float],
+        wall: Callable[[], float],
+        standing: Callable[[], Standing],
+        trouble: Callable[[], str | None],
+    ) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._pool = pool
+        self._roster = roster
+        self._switchboard = switchboard
+        self._tickets = tickets
+        self._ice_servers = ice_servers
+        self._metrics = metrics
+        self._random_bytes = random_bytes
+        self._monotonic = monotonic
+        self._wall = wall
+        self._standing = standing
+        self._trouble = trouble
+        self._started = monotonic()
+        self._schema = schema()
+
+    def caller(self, request: Request) -> Caller:
+        """Who sent an HTTP request."""
+        fields = {
+            name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
+            for name, values in request.requestHeaders.getAllRawHeaders()
+        }
+        own = request.getHost()
+        fallback = f"{getattr(own, 'host', 'localhost')}:{getattr(own, 'port', self._settings.port)}"
+        peer = getattr(request.getClientAddress(), "host", "") or ""
+        return self._gate.caller(peer, fields, "https" if request.isSecure() else "http", fallback)
+
+    def origin_permitted(self, origin: str, caller: Caller) -> bool:
+        """Whether a page of ``origin`` may read an answer."""
+        return self._gate.origin_permitted(origin, caller)
+
+    def health(self) -> Health:
+        """``GET /health``."""
+        counts = self._pool.counts()
+        standing = self._standing()
+        trouble = self._trouble()
+        return Health(
+            status="ok" if trouble is None else "draining" if trouble == "draining" else "degraded",
+            node=self._settings.node_id,
+            version=kollator.__version__,
+            role=standing.role,
+            leader=standing.leader,
+            term=standing.term,
+            cluster=standing.cluster,
+            workers=WorkerCounts(up=counts.total - counts.down, total=counts.total),
+            connections=Connections(client=len(self._switchboard.clients), worker=len(self._switchboard.workers)),
+            ring=RingDigest(self._pool.digest),
+            uptime_s=round(self._monotonic() - self._started, 3),
+        )
+
+    def ready(self) -> str | None:
+        """None, or why no new clients should come."""
+        return self._trouble()
+
+    def workers(self) -> Workers:
+        """``GET /workers``."""
+        entries = [
+            WorkerEntry(
+                id=view.id,
+                region=view.region,
+                capacity=view.capacity,
+                sessions=self._roster.sessions(view.id),
+                state=view.state,
+                fronts=list(view.fronts),
+                address=view.address,
+            )
+            for view in self._pool.workers()
+        ]
+        return Workers(entries, Ring(self._settings.hash_replicas, self._pool.points, self._pool.digest))
+
+    def explain(self, address: str, region: str | None) -> Explanation:
+        """``GET /workers/assign``. Raises ``ValueError`` for what is not an address."""
+        found = self._pool.assign(address, region=self._settings.region if region is None else region)
+        return Explanation(
+            ip=address,
+            range=found.range,
+            region=found.region,
+            worker=found.worker,
+            alternates=[other.id for other in found.alternates],
+            reason=found.reason,
+            position=found.position.range,
+            point=found.position.point,
+            pin=found.pin,
+            skipped=[SkippedWorker(skipped.worker, skipped.reason) for skipped in found.skipped],
+        )
+
+    def throttle(self, caller: Caller) -> float:
+        """0.0 when one more bootstrap is allowed, else seconds to wait."""
+        return self._gate.bootstrap_wait_s(caller.address, self._monotonic())
+
+    def bootstrap(self, caller: Caller, region: str | None, exclude: Collection[str]) -> Bootstrap | None:
+        """``POST /bootstrap``: a new client with its worker, or None."""
+        started = perf_counter()
+        worker, alternates = self.assign(caller.address, region, exclude)
+        if worker is None:
+            return None
+        client = client_id(self._random_bytes(12))
+        now = self._wall()
+        ticket, expires = self._tickets.issue(client, now, worker.id)
+        scheme = "wss" if caller.scheme == "https" else "ws"
+        answer = Bootstrap(
+            client=client,
+            ticket=ticket,
+            expires=expires,
+            worker=worker,
+            alternates=alternates,
+            signaling=f"{scheme}://{caller.host}/signaling",
+            iceServers=self._ice_servers.for_client(client, now),
+            node=self._settings.node_id,
+        )
+        self._metrics.bootstrapped(perf_counter() - started)
+        return answer
+
+    def assign(
+        self, address: str, region: str | None, exclude: Collection[str]
+    ) -> tuple[WorkerRef | None, list[WorkerRef]]:
+        """The worker of a client, and who comes after it; a client that names no region gets this front's."""
+        wanted = self._settings.region if region is None else region
+        try:
+            found = self._pool.assign(address, region=wanted, exclude=exclude, explain=False)
+        except ValueError:  # no IP address: a client that came through a UNIX socket
+            found = self._pool.assign("0.0.0.0", region=wanted, exclude=exclude, explain=False)
+        alternates = [WorkerRef(other.id, other.region) for other in found.alternates]
+        return (None if found.worker is None else WorkerRef(found.worker, found.region)), alternates
+
+    def metrics(self, accept: str) -> tuple[str, bytes]:
+        """``GET /metrics``."""
+        return self._metrics.render(accept)
+
+    def schema(self) -> dict[str, Any]:
+        """``GET /schema.json``."""
+        return self._schema
