@@ -30,6 +30,7 @@ from kollator.pool.monitor import TURN_S as HEALTH_TURN_S
 from kollator.pool.monitor import HealthMonitor
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
+from kollator.pool.workersfile import FILE_BYTES, WorkersFile, WorkersFileError, parse_workers_file
 from kollator.registry import Registry
 from kollator.settings import FrontOptions, SettingError, Settings
 from kollator.signaling.keepalive import TURN_S as KEEPALIVE_TURN_S
@@ -76,6 +77,7 @@ class Front(MultiService):
         self.drain = Drain(reactor)
         self.store: Store | None = None
         self._threads = ThreadPool(1, 1, "kollator-store")
+        self._listed = read_workers_file(settings.workers_file)
         self._worker_keys = tuple(settings.worker_keys)
         if settings.demo_worker and not self._worker_keys:
             self._worker_keys = (os.urandom(32).hex().encode("ascii"),)  # known to nobody but the demo worker
@@ -120,6 +122,7 @@ class Front(MultiService):
             lost=lambda workers: self.switchboard.workers_lost(workers),
             joined=lambda worker: self.monitor.joined(worker),
             left=lambda worker: self.monitor.left(worker),
+            listed=self._listed.of,
         )
         self.switchboard = Switchboard(
             node=settings.node_id,
@@ -326,6 +329,19 @@ class Front(MultiService):
         return deferToThreadPool(self.reactor, self._threads, function, *args)
 
 
+def read_workers_file(path: str | None) -> WorkersFile:
+    """The operator's list of workers, empty without a file. Raises ``StartError``."""
+    if path is None:
+        return WorkersFile({})
+    try:
+        with open(path, "rb") as file:
+            return parse_workers_file(file.read(FILE_BYTES + 1))
+    except OSError as problem:
+        raise StartError(f"WORKERS_FILE: {path} cannot be read: {problem.strerror}; name a JSON file") from None
+    except WorkersFileError as problem:
+        raise StartError(f"WORKERS_FILE: {path}: {problem}; mend it, or leave the setting out") from None
+
+
 def reactor_wall() -> float:
     """Unix seconds: tickets and TURN credentials outlive a process."""
     return time.time()
@@ -399,9 +415,9 @@ def makeService(options: FrontOptions, environ: Mapping[str, str] | None = None)
         for description in (*settings.listen, *settings.peer_listen):
             _check_endpoint(reactor, description)
         Store.check(settings.database, extension=settings.crsqlite_path)
+        return TwistdFront(settings, reactor, options.parent or {})
     except (SettingError, StoreError, StartError) as error:
         raise SystemExit(str(error)) from None
-    return TwistdFront(settings, reactor, options.parent or {})
 
 
 def _check_endpoint(reactor: Any, description: str) -> None:

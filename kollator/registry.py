@@ -12,6 +12,7 @@ from twisted.logger import Logger
 
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
+from kollator.pool.workersfile import Entry
 from kollator.signaling.connection import Claim
 from kollator.state.rows import Row, WorkerRow
 from kollator.state.writer import Writer
@@ -35,6 +36,7 @@ class Registry:
         lost: Callable[[Collection[str]], object],
         joined: Callable[[str], object],
         left: Callable[[str], object],
+        listed: Callable[[str, str], Entry | None] = lambda worker, address: None,
     ) -> None:
         self.pool = pool
         self.roster = roster
@@ -42,10 +44,11 @@ class Registry:
         self._lost = lost
         self._joined = joined
         self._left = left
+        self._listed = listed
 
     def worker_joined(self, claim: Claim, done: Callable[[bool], None]) -> None:
         """Stores a registration, then makes the worker assignable and reports it done."""
-        rows = self.roster.joined(WorkerRow(claim.id, claim.region, claim.capacity, claim.address), claim)
+        rows = self.roster.joined(self._row(claim), claim)
 
         def stored(_: None) -> None:
             self._apply(rows)
@@ -59,6 +62,14 @@ class Registry:
         self._writer.write(rows).addCallbacks(stored, not_stored).addErrback(
             lambda failure: log.failure("worker {worker!r} could not join", failure=failure, worker=claim.id)
         )
+
+    def _row(self, claim: Claim) -> WorkerRow:
+        entry = self._listed(claim.id, claim.address)
+        region, capacity = claim.region, claim.capacity
+        if entry is not None:
+            region = region if entry.region is None else entry.region
+            capacity = capacity if entry.capacity is None else entry.capacity
+        return WorkerRow(claim.id, region, capacity, claim.address)
 
     def worker_left(self, claim: Claim) -> None:
         """The worker's connection is gone."""

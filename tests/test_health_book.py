@@ -136,7 +136,7 @@ class HealthBookTests(SynchronousTestCase):
         self.assertEqual(self.book.answered("w1", now + 0.5, self.number(now)), Answer(0.5, 1.0))
         self.number(now + 1.0)
         self.book.overdue(now + 2.0)
-        self.assertEqual(self.book.answered("w1", now + 2.0, self.number(now + 2.0)), Answer(0.0, 1.0))
+        self.assertEqual(self.book.answered("w1", now + 2.0, self.number(now + 2.0)), Answer(0.0, 2.0))
 
     def test_closed_connections(self) -> None:
         """Without it a worker that was restarted would be punished, or one that reconnects all the time not."""

@@ -151,8 +151,8 @@ class Store:
         Of two rows with one key the later counts. All go into one transaction, or several when they are more
         than 128 KiB. ``durable``: they are on disk, past a loss of power, when this returns.
 
-        ``retired`` of this front's own row is left alone (the leader writes it); of another
-        front's row it is the only column that may differ.
+        ``retired`` of this front's own row is left alone (the leader writes it); of another front's row it is
+        the only column that may differ.
 
         Raises ``ValueError`` when a value is not allowed or the row is not this front's to write; then
         nothing is written.

@@ -26,7 +26,7 @@ From the worker:
   order; those of several requests may be interleaved.
 * ``{"type":"end","id":2,"sha256":"<64 hex digits>"}``: after the last chunk; SHA-256 of what was read and
   sent.
-* ``{"type":"error","id":2,"code":"…","message":"…"}``: the request is over. ``id`` is missing when it could
+* ``{"type":"error","code":"…","message":"…","id":2}``: the request is over. ``id`` is missing when it could
   not be read from the message. Codes: ``not-found`` (also for hidden names and for names that lead out of
   the folder), ``bad-request``, ``busy`` (8 requests of that kind are open), ``changed`` (the size changed
   while the file was read), ``cancelled``, ``io``.
@@ -115,9 +115,9 @@ class End(_Message, frozen=True, tag="end"):
 class Error(_Message, frozen=True, tag="error"):
     """The request is over without its answer."""
 
-    id: RequestId | UnsetType
     code: ErrorCode
     message: str
+    id: RequestId | UnsetType = UNSET
 
 
 Request = Union[List, Fetch, Cancel]
@@ -138,7 +138,7 @@ class BadRequest(Exception):
 
     def error(self) -> Error:
         """The message that answers it."""
-        return Error(self.id, "bad-request", self.message)
+        return Error("bad-request", self.message, self.id)
 
 
 class _Envelope(Struct, frozen=True):

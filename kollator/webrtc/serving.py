@@ -129,7 +129,7 @@ class Serving:
         if isinstance(request, wire.Cancel):
             self._cancel(request.id)
         elif sum(kind is type(request) for kind, _ in self._open.values()) >= OPEN_REQUESTS:
-            self._send(wire.Error(request.id, "busy", f"{OPEN_REQUESTS} requests of this kind are open"))
+            self._send(wire.Error("busy", f"{OPEN_REQUESTS} requests of this kind are open", request.id))
         else:
             task = asyncio.ensure_future(self._answer(request))
             self._open[request.id] = (type(request), task)
@@ -148,7 +148,7 @@ class Serving:
         if request_id in self._open:
             _, task = self._open.pop(request_id)
             task.cancel()
-            self._send(wire.Error(request_id, "cancelled", "cancelled as you asked"))
+            self._send(wire.Error("cancelled", "cancelled as you asked", request_id))
 
     async def _answer(self, request: wire.List | wire.Fetch) -> None:
         """One request from its start to its end. Raises nothing but the cancellation."""
@@ -159,16 +159,16 @@ class Serving:
             else:
                 await self._fetch(request)
         except NotFound:
-            failed = wire.Error(request.id, "not-found", "there is no file of this name")
+            failed = wire.Error("not-found", "there is no file of this name", request.id)
         except Changed:
-            failed = wire.Error(request.id, "changed", "the file's size changed while it was read")
+            failed = wire.Error("changed", "the file's size changed while it was read", request.id)
         except OSError:
-            failed = wire.Error(request.id, "io", "the file could not be read")
+            failed = wire.Error("io", "the file could not be read", request.id)
         except _Gone:
             self._cut_off("it takes no answers")
         except Exception:
             log.failure("a request on a data channel ended in an error")
-            failed = wire.Error(request.id, "io", "the request could not be answered")
+            failed = wire.Error("io", "the request could not be answered", request.id)
         # Before the error goes out: the browser may use the id again as soon as it has it.
         self._open.pop(request.id, None)
         if failed is not None:

@@ -100,7 +100,7 @@ element("retry-now").addEventListener("click", () => {
 element("worker-command").textContent = [
   "twistd -n kollator-worker",
   `--front ${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/signaling`,
-  "--worker-key-file worker.key",
+  "--key-file worker.key",
   "--folder ./share",
 ].join(" \\\n  ");
 
