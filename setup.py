@@ -96,7 +96,8 @@ def put(folder: Path, library: str, integrity: str, data: bytes) -> None:
 def npm_problem(output: str) -> str:
     """What npm says is wrong, as part of a line: the first lines that it marks as errors."""
     errors = [line.removeprefix("npm error").strip() for line in output.splitlines() if line.startswith("npm error")]
-    return "; ".join(line for line in errors[:3] if line)[:300] or "it said nothing"
+    telling = [line for line in errors if line and not line.startswith(("errno", "syscall"))]
+    return "; ".join(telling[:3])[:300] or "it said nothing"
 
 
 def fetch(package: str) -> bytes:

@@ -85,6 +85,7 @@ export class KollatorClient extends EventTarget {
   /** @type {Set<string>} */
   #tried = new Set();
   #backoff;
+  #losses;
   #pause = new Pause();
 
   /** @param {ClientOptions} [options] @throws {TypeError} for a `base` that is not a URL */
@@ -93,6 +94,7 @@ export class KollatorClient extends EventTarget {
     this.#options = options;
     this.#base = new URL(options.base ?? location.origin);
     this.#backoff = new Backoff({ baseMs: 1000, random: options.random });
+    this.#losses = new Backoff({ baseMs: 1000, random: options.random });
   }
 
   /** @returns {boolean} whether this browser has what it takes */
@@ -283,7 +285,7 @@ export class KollatorClient extends EventTarget {
     this.#files?.close(problem);
     this.#files = null;
     if (!openedMs) return problem;
-    if (performance.now() - openedMs >= STEADY_MS) this.#backoff.reset();
+    if (performance.now() - openedMs >= STEADY_MS) this.#losses.reset();
     this.#queue = []; // Ask who is there now.
     if (!signal.aborted) this.#phases.reset(OF_AN_ATTEMPT);
     this.#emit("close", { worker, code: problem.code, message: problem.message });
@@ -293,6 +295,7 @@ export class KollatorClient extends EventTarget {
   /** @param {Peer} peer @param {RTCDataChannel} channel @param {number} ms */
   #opened(peer, channel, ms) {
     this.#tried.clear();
+    this.#backoff.reset();
     this.#files = new FileChannel(channel);
     this.#setState("open");
     this.#emit("open", { worker: peer.worker, node: this.#node, session: peer.session, ms });
@@ -317,12 +320,15 @@ export class KollatorClient extends EventTarget {
       because = new KollatorError("no-answer", "No worker could be reached.");
     }
     this.#tried.clear();
-    const retryInMs =
-      because.code === "no-workers"
-        ? jittered(because.retryInMs || NO_WORKERS_MS, this.#options.random)
-        : this.#backoff.next(because.retryInMs);
+    const retryInMs = this.#wait(because);
     this.#setState("waiting", because, retryInMs);
     await this.#pause.wait(retryInMs, signal).catch(() => {});
+  }
+
+  /** @param {KollatorError} problem @returns {number} ms to wait because of it */
+  #wait({ code, retryInMs }) {
+    if (code === "no-workers") return jittered(retryInMs || NO_WORKERS_MS, this.#options.random);
+    return (code === "connection-lost" ? this.#losses : this.#backoff).next(retryInMs);
   }
 
   /** @param {import("./signaling.js").Welcome} welcome */
@@ -352,11 +358,13 @@ export class KollatorClient extends EventTarget {
   /** @param {{worker: string, assigned: WorkerRef|null}} message */
   #workerLost({ worker, assigned }) {
     this.#queue = this.#queue.filter(({ id }) => id !== worker);
-    // An open channel needs no front: it may well outlive the worker's connection to it.
-    if (this.#peer?.opened) return;
+    const isOurs = this.#peer?.worker.id === worker;
+    if (this.#peer?.opened) {
+      if (isOurs) this.#peer.forsake();
+      return;
+    }
     if (isWorker(assigned)) this.#queue.unshift(/** @type {WorkerRef} */ (assigned));
-    if (this.#peer?.worker.id !== worker) return;
-    this.#peer.end(new KollatorError("worker-lost", "The worker is gone."));
+    if (isOurs) this.#peer?.end(new KollatorError("worker-lost", "The worker is gone."));
   }
 
   /** @param {{code: number, reason: string, retryInMs: number, failures: number}} down */

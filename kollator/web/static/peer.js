@@ -42,6 +42,8 @@ export class Peer {
   #phase = "offer";
   #opened = false;
   #restarting = false;
+  #forsaken = false;
+  #fingerprint = "";
   #ended = false;
   /** @type {ReturnType<typeof setTimeout>|undefined} */
   #timer;
@@ -109,6 +111,11 @@ export class Peer {
     if (hopeless ? !this.#opened : this.#phase === "offer") this.#fail(code, message);
   }
 
+  /** The front has lost the worker: an open channel may well live on, but there is nobody to restart ICE with. */
+  forsake() {
+    this.#forsaken = true;
+  }
+
   /**
    * Ends it.
    * @param {KollatorError} problem why
@@ -168,6 +175,10 @@ export class Peer {
     if (this.#ignoreOffer) return;
     // An answer to an offer that was rolled back.
     if (description.type === "answer" && pc.signalingState !== "have-local-offer") return;
+    // Another certificate is another process under the worker's name: it does not know this channel.
+    const [fingerprint = ""] = /^a=fingerprint:.*$/m.exec(String(description.sdp)) ?? [];
+    if (this.#opened && fingerprint !== this.#fingerprint) return this.#fail("connection-lost", LOST);
+    this.#fingerprint = fingerprint;
     this.#settingAnswer = description.type === "answer";
     await pc.setRemoteDescription(description); // An offer that meets ours rolls ours back.
     this.#settingAnswer = false;
@@ -226,7 +237,7 @@ export class Peer {
 
   /** @param {RTCPeerConnection} pc */
   #restart(pc) {
-    if (this.#restarting) return this.#fail("connection-lost", LOST);
+    if (this.#restarting || this.#forsaken) return this.#fail("connection-lost", LOST);
     this.#restarting = true;
     this.#failAfter(this.#options.timeoutMs, "connection-lost", LOST);
     pc.restartIce(); // Which asks for a new offer.

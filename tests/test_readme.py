@@ -1,0 +1,42 @@
+"""The README tells the settings as the table has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kollator.settings import table
+
+README = Path(__file__).parent.parent / "README.rst"
+BEGIN, END = ".. settings: begin", ".. settings: end"
+
+
+def settings_rst() -> str:
+    """The settings as a reStructuredText list table; ``python -m tests.test_readme`` writes it into the README."""
+    lines = ["", ".. list-table::", "   :header-rows: 1", "", "   * - Variable, option", "     - Default", "     - "]
+    for variable, option, default, text in table():
+        lines.append(f"   * - ``{variable}``" + (f" ``{option.split()[0]}``" if option else ""))
+        lines.append(f"     - {default}")
+        lines.append(f"     - {text}" + (" (repeatable)" if "repeatable" in option else ""))
+    return "\n".join([*lines, "", ""])
+
+
+def with_settings(readme: str) -> str:
+    """The README's text with the present table in it."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{settings_rst()}{END}{after}"
+
+
+class ReadmeTests(SynchronousTestCase):
+    """What the README says of settings."""
+
+    def test_settings_table(self) -> None:
+        """Without it the README would tell other settings or defaults than the front has."""
+        readme = README.read_text("utf-8")
+        self.assertEqual(readme, with_settings(readme), "run: python -m tests.test_readme")
+
+
+if __name__ == "__main__":
+    README.write_text(with_settings(README.read_text("utf-8")), "utf-8")
