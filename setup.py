@@ -212,9 +212,10 @@ def main() -> None:
     class SourceOnly(sdist):
         """Leaves the library of whoever packs it out of a source distribution."""
 
-        def prune_file_list(self) -> None:
-            super().prune_file_list()
-            self.filelist.exclude_pattern(None, prefix=os.path.join("kollator", "state", "lib"))
+        def make_distribution(self) -> None:
+            inside = os.path.join("kollator", "state", "lib", "")
+            self.filelist.files = [name for name in self.filelist.files if not name.startswith(inside)]
+            super().make_distribution()
 
     class PlatformDistribution(Distribution):
         """Not pure, so that it is installed where a platform's own files go."""

@@ -38,7 +38,7 @@ def tarball(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def integrity_of(data: bytes) -> str:
-    """npm's integrity of a tarball."""
+    """The integrity of a tarball, as npm writes it."""
     return "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
 
 
@@ -99,9 +99,7 @@ class PackageTests(SynchronousTestCase):
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE):
             entry = tarfile.TarInfo("package/x.so")
             entry.type, entry.linkname = kind, "/etc/passwd"
-            self.assertRaises(
-                self.step.BuildError, self.step.extract_library, tarball((entry, b"")), "package/x.so"
-            )
+            self.assertRaises(self.step.BuildError, self.step.extract_library, tarball((entry, b"")), "package/x.so")
 
     def test_refuses_what_is_not_a_package(self):
         """Rubbish would end in a traceback instead of one line."""

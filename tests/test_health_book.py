@@ -154,9 +154,11 @@ class HealthBookTests(SynchronousTestCase):
         """Without it a silent worker whose socket then closes would be held down twice as long."""
         self.book.joined("w1", 0.0, 0.0)
         now = self.silence(0.0)
+        self.number(now)
         self.book.left("w1", now + 0.5)
         self.book.left("w1", now + 0.6)
-        self.assertEqual(self.book.joined("w1", now + 1.0, 0.0), 1.0)
+        self.assertEqual(self.book.overdue(now + 1.0), [])
+        self.assertEqual(self.book.joined("w1", now + 1.5, 0.0), 1.0)
 
     def test_replaced_connection(self) -> None:
         """Without it an answer owed by the old connection would be held against the new one."""
@@ -233,7 +235,9 @@ class HealthBookTests(SynchronousTestCase):
         self.assertRaises(ValueError, HealthBook, 1.0, 0.0)
 
     @given(
-        st.lists(st.tuples(st.sampled_from("jlaaattt"), st.integers(0, 2), st.floats(0.01, 0.6)), max_size=120),
+        st.lists(
+            st.tuples(st.sampled_from("jlaattt"), st.integers(0, 2), st.floats(0.01, 0.6)), min_size=20, max_size=120
+        ),
         st.sampled_from([0.3, 1.0, 2.5]),
     )
     @settings(max_examples=100, deadline=None)

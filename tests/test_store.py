@@ -75,7 +75,7 @@ class RowTests(StoreTestCase):
     def test_large_write_fits_in_batches(self):
         """A db_version larger than a batch would make a frame that every peer refuses."""
         store = self.open()
-        rows = [WorkerRow(f"{i:064}", "é" * 64, 1, "ü" * 255) for i in range(200)]
+        rows = [WorkerRow(f"{i:064}", "é" * 64, 1, "ü" * 255) for i in range(400)]
         store.write(rows)
         cursor, seen, batches = START, 0, 0
         while True:
@@ -86,7 +86,7 @@ class RowTests(StoreTestCase):
             seen, cursor, batches = seen + len(batch.changes), batch.cursor, batches + 1
             if not batch.more:
                 break
-        self.assertEqual((seen, store.rows()), (600, rows))
+        self.assertEqual((seen, store.rows()), (1200, rows))
         self.assertGreater(batches, 1)
 
     def test_refuses_what_peers_would_refuse(self):
@@ -126,9 +126,8 @@ class RowTests(StoreTestCase):
                 self.assertEqual(names, list(table.row.__struct_fields__))
                 self.assertTrue(all(column[3] for column in found), "every column is NOT NULL")
                 connection.execute("BEGIN")
-                connection.execute(
-                    f"INSERT INTO {name} ({', '.join(c.name for c in table.keys)}) VALUES ({', '.join(['1'] * len(table.keys))})"
-                )
+                keys = [column.name for column in table.keys]
+                connection.execute(f"INSERT INTO {name} ({', '.join(keys)}) VALUES ({', '.join('1' for _ in keys)})")
                 stored = connection.execute(f"SELECT {', '.join(names)} FROM {name}").fetchall()[0]
                 connection.execute("ROLLBACK")
                 self.assertEqual(from_stored(table, stored), table.row(*["1"] * len(table.keys)), "defaults")
@@ -254,9 +253,6 @@ class OwnStateTests(StoreTestCase):
         """A vote in SQLite's NORMAL mode can be lost with the power, and is then given again."""
         store = self.open(path=self.mktemp())
         with store._database.use() as connection:
-            levels = []
-            connection.set_commit_hook(lambda: levels.append(None) and False)
-            connection.set_commit_hook(None)
             levels = []
             connection.set_exec_trace(lambda _, sql, __: levels.append(sql) or True)
             store.save_vote(1, "a")

@@ -37,7 +37,7 @@ are no frame, are a ``BadFrame``: the link is closed, the reason counted.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -104,14 +104,10 @@ class BadFrame(Exception):
         self.reason = reason
 
 
-class _Frame(Struct, frozen=True, array_like=True):
-    """Base of the frames, for what they have in common on the wire."""
-
-
 # -- the opening ----------------------------------------------------------------------------------------------
 
 
-class Greeting(_Frame, tag="greeting"):
+class Greeting(Struct, frozen=True, array_like=True, tag="greeting"):
     """The first frame of either side. ``nonce`` is random, fresh for each link."""
 
     protocol: Annotated[str, Meta(max_length=64)]
@@ -120,13 +116,13 @@ class Greeting(_Frame, tag="greeting"):
     nonce: Nonce
 
 
-class Proof(_Frame, tag="proof"):
+class Proof(Struct, frozen=True, array_like=True, tag="proof"):
     """HMAC-SHA256 with a key of the cluster over both greetings, see ``handshake``."""
 
     mac: Mac
 
 
-class Refusal(_Frame, tag="refusal"):
+class Refusal(Struct, frozen=True, array_like=True, tag="refusal"):
     """The last frame of a link that its sender closes, and why.
 
     ``duplicate-link``: another link of this pair is kept. ``too-slow``: what waited to be sent went over its
@@ -151,14 +147,14 @@ class Summary(Struct, frozen=True, array_like=True):
     digest: Digest = ""
 
 
-class Ping(_Frame, tag="ping"):
+class Ping(Struct, frozen=True, array_like=True, tag="ping"):
     """Asks for a ``Pong`` of the same number."""
 
     number: Count
     summary: Summary | None = None
 
 
-class Pong(_Frame, tag="pong"):
+class Pong(Struct, frozen=True, array_like=True, tag="pong"):
     """Answers a ``Ping``."""
 
     number: Count
@@ -168,7 +164,7 @@ class Pong(_Frame, tag="pong"):
 # -- sync -----------------------------------------------------------------------------------------------------
 
 
-class Pull(_Frame, tag="pull"):
+class Pull(Struct, frozen=True, array_like=True, tag="pull"):
     """Asks for the receiver's log from a place on.
 
     ``site`` is the asking database's id. What that database wrote itself may be left out only when
@@ -180,10 +176,16 @@ class Pull(_Frame, tag="pull"):
     without_own: bool = False
 
 
-class Changes(_Frame, tag="changes"):
+class ReceivedChange(Change, frozen=True, array_like=True, gc=False):
+    """A ``Change`` as it is received: any value, so that ``validate`` refuses a bad one, not the whole frame."""
+
+    val: Any
+
+
+class Changes(Struct, frozen=True, array_like=True, tag="changes"):
     """A ``Batch``: a stretch of the sender's log, with the same fields."""
 
-    changes: Annotated[list[Change], Meta(max_length=CHANGES_MAX)]
+    changes: Annotated[list[ReceivedChange], Meta(max_length=CHANGES_MAX)]
     since: Cursor
     cursor: Cursor
     more: bool = False
@@ -193,14 +195,15 @@ class Changes(_Frame, tag="changes"):
     @classmethod
     def of(cls, batch: Batch) -> Changes:
         """The frame that carries a batch."""
-        return cls(batch.changes, batch.since, batch.cursor, batch.more, batch.sites, batch.rewound)
+        changes = cast("list[ReceivedChange]", batch.changes)  # sent as it is, a change is a row
+        return cls(changes, batch.since, batch.cursor, batch.more, batch.sites, batch.rewound)
 
     def batch(self) -> Batch:
-        """The batch that was carried. Its changes are of the right types, and not validated beyond that."""
-        return Batch(self.changes, self.since, self.cursor, self.more, self.sites, self.rewound)
+        """The batch that was carried, none of its changes validated yet."""
+        return Batch(list(self.changes), self.since, self.cursor, self.more, self.sites, self.rewound)
 
 
-class Ack(_Frame, tag="ack"):
+class Ack(Struct, frozen=True, array_like=True, tag="ack"):
     """The receiver's log is on the sender's disk up to ``cursor``; ``refused`` changes were left out."""
 
     cursor: Cursor
@@ -210,13 +213,13 @@ class Ack(_Frame, tag="ack"):
 # -- election -------------------------------------------------------------------------------------------------
 
 
-class PreVote(_Frame, tag="pre-vote"):
+class PreVote(Struct, frozen=True, array_like=True, tag="pre-vote"):
     """Asks whether a candidate of ``term``, the sender's next one, would have this vote. Promises nothing."""
 
     term: Term
 
 
-class PreVoteReply(_Frame, tag="pre-vote-reply"):
+class PreVoteReply(Struct, frozen=True, array_like=True, tag="pre-vote-reply"):
     """Answers a ``PreVote`` for the term ``asked``; ``term`` is the voter's own, which is not raised."""
 
     term: Term
@@ -224,13 +227,13 @@ class PreVoteReply(_Frame, tag="pre-vote-reply"):
     granted: bool
 
 
-class Vote(_Frame, tag="vote"):
+class Vote(Struct, frozen=True, array_like=True, tag="vote"):
     """Asks for the vote of ``term``. The sender is the candidate."""
 
     term: Term
 
 
-class VoteReply(_Frame, tag="vote-reply"):
+class VoteReply(Struct, frozen=True, array_like=True, tag="vote-reply"):
     """Answers a ``Vote`` for the term ``asked``. When granted, the vote is on the voter's disk."""
 
     term: Term
@@ -238,7 +241,7 @@ class VoteReply(_Frame, tag="vote-reply"):
     granted: bool
 
 
-class Heartbeat(_Frame, tag="heartbeat"):
+class Heartbeat(Struct, frozen=True, array_like=True, tag="heartbeat"):
     """The sender leads in ``term``. ``changes`` are those that the receiver has not acknowledged."""
 
     term: Term
@@ -247,7 +250,7 @@ class Heartbeat(_Frame, tag="heartbeat"):
     changes: Changes | None = None
 
 
-class HeartbeatReply(_Frame, tag="heartbeat-reply"):
+class HeartbeatReply(Struct, frozen=True, array_like=True, tag="heartbeat-reply"):
     """Answers a ``Heartbeat``; a higher ``term`` than the heartbeat's refuses it.
 
     ``hears`` are the fronts, but for these two, that the sender has heard within the election time-out.
@@ -263,7 +266,7 @@ class HeartbeatReply(_Frame, tag="heartbeat-reply"):
 # -- signaling ------------------------------------------------------------------------------------------------
 
 
-class ToWorker(_Frame, tag="to-worker"):
+class ToWorker(Struct, frozen=True, array_like=True, tag="to-worker"):
     """A client's message, encoded as its worker gets it. ``ref`` is the client's own, for ``Undelivered``.
 
     ``hops`` is how many links it has been passed on over before this one.
@@ -276,7 +279,7 @@ class ToWorker(_Frame, tag="to-worker"):
     hops: Hops = 0
 
 
-class ToClient(_Frame, tag="to-client"):
+class ToClient(Struct, frozen=True, array_like=True, tag="to-client"):
     """A worker's message, encoded as the client gets it. The fields are those of ``ToWorker``."""
 
     client: Id
@@ -286,7 +289,7 @@ class ToClient(_Frame, tag="to-client"):
     hops: Hops = 0
 
 
-class Undelivered(_Frame, tag="undelivered"):
+class Undelivered(Struct, frozen=True, array_like=True, tag="undelivered"):
     """A ``ToWorker`` (``towards`` a worker) or ``ToClient`` did not arrive; it goes back the way that it came.
 
     ``outcome`` is the switchboard's, ``ref`` what the message had.
@@ -299,7 +302,7 @@ class Undelivered(_Frame, tag="undelivered"):
     ref: Ref | None = None
 
 
-class Arrived(_Frame, tag="arrived"):
+class Arrived(Struct, frozen=True, array_like=True, tag="arrived"):
     """A client or worker has connected to the sender, at ``at_ms`` (Unix milliseconds).
 
     Whoever holds an older connection of it closes that one (4409), and the messages that were kept for it go
@@ -311,7 +314,7 @@ class Arrived(_Frame, tag="arrived"):
     at_ms: Count
 
 
-class Kept(_Frame, tag="kept"):
+class Kept(Struct, frozen=True, array_like=True, tag="kept"):
     """What the sender remembered of a client that has arrived at the receiver, and remembers no longer."""
 
     client: Id
@@ -352,8 +355,8 @@ class _Envelope(Struct, array_like=True):
 
 _T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()
-_opening = msgspec.msgpack.Decoder(Opening)
-_frame = msgspec.msgpack.Decoder(Frame)
+_opening: msgspec.msgpack.Decoder[Opening] = msgspec.msgpack.Decoder(Opening)
+_frame: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 _envelope = msgspec.msgpack.Decoder(_Envelope)
 _NOT_A_FRAME = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _TYPES: dict[object, set[Any]] = {

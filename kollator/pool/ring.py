@@ -34,8 +34,8 @@ Capacity may be a million sessions; in proportion that would be 1.5 million poin
 one worker's word. A hundred times the normal worker, 15,000 points, takes some 20 ms.
 """
 
-_BUCKET_POINTS_MAX = 256  # mean; a bucket is 2 KB then, which an insertion moves in well under a microsecond
-_BUCKET_POINTS_MIN = 64  # mean; below it buckets are merged, so that no lookup crosses a row of empty ones
+_BUCKET_POINTS_MAX = 512  # mean; a bucket is 4 KB then, which an insertion moves in well under a microsecond
+_BUCKET_POINTS_MIN = 128  # mean; below it buckets are merged, so that no lookup crosses a row of empty ones
 _BARREN_POINTS = 512  # after so many points of workers already seen, a walk looks whether few are left
 _FEW_POINTS = 4096  # so few points are faster computed again and sorted than found among all others
 _REMOVED_POINTS_MAX = 4096  # more are not taken out at once: that would take over 10 ms

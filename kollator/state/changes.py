@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
@@ -43,7 +43,7 @@ class Change(Struct, frozen=True, array_like=True, gc=False):
     table: str
     pk: bytes
     cid: str
-    val: int | float | str | bytes | None
+    val: Any
     col_version: int
     db_version: int
     site_id: bytes

@@ -61,7 +61,7 @@ class Database:
             database = cls(path, library, synchronous)
             database._connect(image)
             return database
-        database = cls(_absolute(path), library, synchronous)
+        database = cls(dbfile.absolute(path), library, synchronous)
         dbfile.check_path(database.path)
         database._lock = dbfile.FileLock(database.path)
         try:
@@ -142,6 +142,12 @@ class Database:
                 change(connection)
             self.load()
 
+    def scratch(self) -> Database:
+        """An empty database in memory with the same extension and schema, to be closed by the caller."""
+        scratch = Database.open(MEMORY, self._library, synchronous=self._synchronous)
+        scratch.load()
+        return scratch
+
     def image(self) -> bytes:
         """The database as the bytes of a database file."""
         with self.use() as connection:
@@ -218,11 +224,3 @@ def read_head(connection: apsw.Connection) -> int:
 def select(connection: apsw.Connection, sql: str, bindings: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
     """Every row of a statement, which is then over."""
     return connection.execute(sql, bindings).fetchall()
-
-
-def _absolute(path: str) -> str:
-    # A daemon changes its folder later, and one file must have one lock.
-    try:
-        return os.path.realpath(path)
-    except ValueError:
-        raise PathError("SQLITE_PATH: a path has no NUL in it: name another file") from None

@@ -41,11 +41,20 @@ class Header(NamedTuple):
     user_version: int
 
 
+def absolute(path: str) -> str:
+    """The path that stays right when a daemon changes its folder, and is one for each file, links or not.
+
+    Raises ``PathError``.
+    """
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        raise PathError("SQLITE_PATH: a path has no NUL in it: name another file") from None
+
+
 def check_path(path: str) -> None:
-    """Whether a database can be at ``path``, or be made there. Raises ``PathError``."""
+    """Whether a database can be at the absolute ``path``, or be made there. Raises ``PathError``."""
     folder = os.path.dirname(path)
-    if "\0" in path:
-        raise PathError("SQLITE_PATH: a path has no NUL in it: name another file")
     if not os.path.isdir(folder):
         raise PathError(f"SQLITE_PATH: there is no folder {folder}: make it, or name a file in another one")
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
@@ -154,12 +163,15 @@ def newer(path: str, version: int, newest: int) -> NewerDatabaseError:
 
 
 def failure(problem: apsw.Error, path: str) -> StoreError:
-    """SQLite's error as one of ours, for the operator."""
+    """SQLite's error as one of ours, for the operator.
+
+    Inside cr-sqlite's triggers and tables any trouble, a full disk too, comes out as "SQL logic error".
+    """
     if isinstance(problem, (apsw.BusyError, apsw.LockedError)):
         return LockedDatabaseError(
             f"SQLITE_PATH: another process locks {path}: stop it, or name another file"
         )
-    if isinstance(problem, (apsw.CorruptError, apsw.FormatError, apsw.SQLError)):
+    if isinstance(problem, (apsw.CorruptError, apsw.FormatError)):
         return corrupt(path, problem)
     if isinstance(problem, apsw.NotADBError):
         return NotADatabaseError(f"SQLITE_PATH: {path} is not a database: {_MOVE}")
@@ -170,7 +182,7 @@ def failure(problem: apsw.Error, path: str) -> StoreError:
             f"SQLITE_PATH: this process cannot write {path} ({problem}): "
             "check the permissions of it and its folder"
         )
-    return StorageFailedError(f"SQLITE_PATH: {path}: {problem}: check its disk")
+    return StorageFailedError(f"SQLITE_PATH: {path}: {problem}: check that its disk has room and is sound")
 
 
 class FileLock:

@@ -18,6 +18,7 @@ from kollator.state.changes import (
     validate,
 )
 from kollator.state.database import Database, select
+from kollator.state.errors import StorageFailedError
 from kollator.state.lineage import Epochs
 from kollator.state.rows import Row
 from kollator.state.tables import TABLES, from_stored
@@ -48,24 +49,6 @@ def _changed_since(name: str) -> str:
 
 
 _CHANGED_SINCE = {name: _changed_since(name) for name in TABLES}
-
-_OF_THE_DISK = (
-    apsw.BusyError,
-    apsw.CantOpenError,
-    apsw.CorruptError,
-    apsw.FormatError,
-    apsw.FullError,
-    apsw.InterruptError,
-    apsw.IOError,
-    apsw.LockedError,
-    apsw.NoMemError,
-    apsw.NotADBError,
-    apsw.PermissionsError,
-    apsw.ProtocolError,
-    apsw.ReadOnlyError,
-)
-"""Errors that are not a change's own fault."""
-
 
 class MergeResult(NamedTuple):
     """What a merge did. ``rows`` are the rows that changed, as they are now; ``refused`` counts by reason."""
@@ -125,8 +108,6 @@ class Replication:
             before = self._database.head
             try:
                 self._insert(allowed, sender, stored, cursor)
-            except _OF_THE_DISK:
-                raise
             except apsw.Error:
                 refused["refused by cr-sqlite"] += self._insert_one_by_one(allowed, sender, stored, cursor)
             rows: list[Row] = []
@@ -156,20 +137,37 @@ class Replication:
 
     def _insert_one_by_one(self, changes: list[Change], sender: str, stored: Cursor, cursor: Cursor) -> int:
         refused = 0
+        """As ``_insert``, and leaves out those that are at fault. Returns how many."""
         with self._database.transaction() as connection:
             for change in changes:
                 connection.execute("SAVEPOINT one")
                 try:
                     connection.execute(_MERGE, _bindings(change))
-                except _OF_THE_DISK:
-                    raise
                 except apsw.Error:
+                    if not self._is_at_fault(change):
+                        raise
                     # A failed insert leaves parts of itself behind.
                     connection.execute("ROLLBACK TO one")
                     refused += 1
                 connection.execute("RELEASE one")
             _save_cursor(connection, sender, stored, cursor)
         return refused
+
+    def _is_at_fault(self, change: Change) -> bool:
+        """Whether cr-sqlite refuses the change on an empty database too.
+
+        Its own error does not tell: a full disk comes out of it as "SQL logic error", and to take that for a
+        bad row would lose every row that comes while the disk is full.
+        """
+        scratch = self._database.scratch()
+        try:
+            with scratch.transaction() as connection:
+                connection.execute(_MERGE, _bindings(change))
+            return False
+        except StorageFailedError:
+            return True
+        finally:
+            scratch.close()
 
 
 def _read(

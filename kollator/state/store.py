@@ -118,11 +118,11 @@ class Store:
         """
         _library(extension)
         if path != MEMORY:
-            absolute = os.path.realpath(path)
-            dbfile.check_path(absolute)
-            lock = dbfile.FileLock(absolute)
+            path = dbfile.absolute(path)
+            dbfile.check_path(path)
+            lock = dbfile.FileLock(path)
             try:
-                dbfile.inspect(absolute, SCHEMA_VERSION)
+                dbfile.inspect(path, SCHEMA_VERSION)
             finally:
                 lock.release()
 

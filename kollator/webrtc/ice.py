@@ -22,6 +22,8 @@ log = Logger(namespace="kollator:webrtc")
 STALL_S = 2.0
 """Gathering that took longer than this has waited for a silent server."""
 RETRY_S = 300.0
+TRIAL_WAIT_S = 1.0
+"""How long an answer waits for the first trial; a server that takes longer is no help in a session's start."""
 
 Gather = Callable[[list[RTCIceServer]], Awaitable[bool]]
 
@@ -66,19 +68,16 @@ class IceServers:
     def told(self, servers: Sequence[IceServer]) -> None:
         """What a front recommends. The latest word counts, since TURN credentials expire."""
         self._told = servers
-        self.current()
+        self._try_if_due(self._servers())
 
-    def current(self) -> list[RTCIceServer]:
-        """The servers for a session that begins now; tries them when they are new."""
-        now_s = asyncio.get_running_loop().time()
+    async def current(self) -> list[RTCIceServer]:
+        """The servers for a session that begins now: none while they are silent."""
         servers = self._servers()
-        urls = [str(server.urls) for server in servers]
-        if urls != self._tried:
-            self._silent_until_s = None
-            self._try(urls, servers)
-        elif self._silent_until_s is not None and now_s >= self._silent_until_s:
-            self._silent_until_s = now_s + RETRY_S
-            self._try(urls, servers)
+        self._try_if_due(servers)
+        if self._silent_until_s is None and self._trial is not None and not self._trial.done():
+            await asyncio.wait([self._trial], timeout=TRIAL_WAIT_S)
+            if not self._trial.done():
+                return []
         return servers if self._silent_until_s is None else []
 
     def gathered(self, took_s: float, any_answer: bool) -> None:
@@ -95,7 +94,15 @@ class IceServers:
         turn = self._told if self._turn is None else self._turn()
         return _usable(stun, "stun") + _usable(turn, "turn")
 
-    def _try(self, urls: list[str], servers: list[RTCIceServer]) -> None:
+    def _try_if_due(self, servers: list[RTCIceServer]) -> None:
+        urls = [str(server.urls) for server in servers]
+        now_s = asyncio.get_running_loop().time()
+        if urls != self._tried:
+            self._silent_until_s = None
+        elif self._silent_until_s is not None and now_s >= self._silent_until_s:
+            self._silent_until_s = now_s + RETRY_S
+        else:
+            return
         self._tried = urls
         if servers and (self._trial is None or self._trial.done()):
             self._trial = asyncio.ensure_future(self._trying(servers))

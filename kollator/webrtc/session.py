@@ -125,7 +125,7 @@ class Session:
         if self._timer is not None:
             self._timer.cancel()
         self._closing = asyncio.ensure_future(self._close())
-        log.info("session of {client} closed: {reason}", client=self.client, reason=reason or "by the client")
+        log.info("session of {client} closed: {reason}", client=self.client, reason=reason or "the client is gone")
         self._closed(self)
         if reason is not None and self._send is not None:
             self._send(Bye(self.client, self.label, reason))
@@ -171,7 +171,7 @@ class Session:
             self._send(answer)
 
     async def _answered(self, offer: Offer) -> Answer:
-        servers = self._ice.current()
+        servers = await self._ice.current()
         connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._connection = connection
         connection.on("datachannel", self._channel)

@@ -13,3 +13,11 @@ export class KollatorError extends Error {
     this.retryInMs = more.retryInMs;
   }
 }
+
+/**
+ * @param {unknown} problem whatever was thrown
+ * @returns {KollatorError}
+ */
+export function asError(problem) {
+  return problem instanceof KollatorError ? problem : new KollatorError("internal", String(problem));
+}

@@ -15,7 +15,9 @@ const STREAM_FROM_BYTES = 1 << 20; // A smaller file is in memory before the dia
 export class FileList {
   #client;
   #element;
-  /** @type {Map<string, FileRow>} */
+  /** @type {FileEntry[]} */
+  #files = [];
+  /** @type {Map<string, FileRow>} of those that have been shown */
   #rows = new Map();
   #shown = STEP;
   #online = false;
@@ -37,12 +39,13 @@ export class FileList {
     this.#online = online;
     /** @type {HTMLButtonElement} */ (this.#element("files-refresh")).disabled = !online;
     for (const row of this.#rows.values()) row.enabled = online;
-    if (!online) this.#note("idle", this.#rows.size ? "" : "They are listed here once the channel is open.");
+    if (online) return;
+    this.#note("idle", this.#files.length ? "" : "They are listed here once the channel is open.");
   }
 
   /** Asks the worker for its list. */
   async refresh() {
-    this.#note("loading", this.#rows.size ? "" : "The worker is being asked.");
+    this.#note("loading", this.#files.length ? "" : "The worker is being asked.");
     try {
       const { files, truncated } = await this.#client.list();
       this.#update(files);
@@ -55,13 +58,13 @@ export class FileList {
 
   /** @param {FileEntry[]} files */
   #update(files) {
-    const rows = new Map();
-    for (const file of files) {
-      const before = this.#rows.get(file.name);
-      rows.set(file.name, before?.file.size === file.size ? before : this.#row(file));
+    const sizes = new Map(files.map(({ name, size }) => [name, size]));
+    for (const [name, row] of this.#rows) {
+      if (sizes.get(name) === row.file.size) continue;
+      row.close();
+      this.#rows.delete(name);
     }
-    for (const [name, row] of this.#rows) if (rows.get(name) !== row) row.close();
-    this.#rows = rows;
+    this.#files = files;
     const bytes = files.reduce((sum, { size }) => sum + size, 0);
     const count = `${files.length.toLocaleString("en")} ${files.length === 1 ? "file" : "files"}`;
     this.#element("files-count").textContent = files.length ? `${count}, ${formatBytes(bytes)}` : "";
@@ -72,18 +75,21 @@ export class FileList {
 
   /** @param {FileEntry} file */
   #row(file) {
+    const before = this.#rows.get(file.name);
+    if (before) return before;
     const row = new FileRow(file, this.#client, {
       announce: (text) => (this.#element("announcer").textContent = text),
       streams: () => /** @type {HTMLInputElement} */ (this.#element("stream-to-disk")).checked,
     });
     row.enabled = this.#online;
+    this.#rows.set(file.name, row);
     return row;
   }
 
   #render() {
     const filter = /** @type {HTMLInputElement} */ (this.#element("files-filter")).value.trim().toLowerCase();
-    const found = [...this.#rows.values()].filter(({ file }) => file.name.toLowerCase().includes(filter));
-    const nodes = found.slice(0, this.#shown).map(({ node }) => node);
+    const found = this.#files.filter(({ name }) => name.toLowerCase().includes(filter));
+    const nodes = found.slice(0, this.#shown).map((file) => this.#row(file).node);
     const list = this.#element("file-list");
     // Only what has changed is moved: an unchanged list keeps its focus.
     if (list.children.length !== nodes.length || nodes.some((node, index) => list.children[index] !== node)) {
@@ -92,8 +98,9 @@ export class FileList {
     const hidden = found.length - nodes.length;
     this.#element("files-more").hidden = hidden <= 0;
     this.#element("files-more").textContent = `Show ${Math.min(hidden, STEP)} more of ${hidden}`;
-    if (filter && this.#rows.size) this.#note("ready", found.length ? "" : "No file has that in its name.");
-    else if (this.#element("files").dataset.state === "ready") this.#note("ready", "");
+    if (filter && this.#files.length) {
+      this.#note("ready", found.length ? "" : "No file has that in its name.");
+    } else if (this.#element("files").dataset.state === "ready") this.#note("ready", "");
   }
 
   #more() {

@@ -85,7 +85,7 @@ class Exchange {
 
   /** @param {Uint8Array} _data */
   take(_data) {
-    throw new KollatorError("bad-answer", "the worker sent content where none was asked for");
+    throw new KollatorError("bad-answer", "the worker sent content that was not due");
   }
 
   /** @param {unknown} _reason */
@@ -147,7 +147,8 @@ class FetchRequest extends Exchange {
   }
 
   take(data) {
-    if (this.#size < 0 || this.#received + data.length > this.#size) {
+    if (this.#size < 0) return super.take(data);
+    if (this.#received + data.length > this.#size) {
       throw new KollatorError("too-long", "the worker sent more than the file's size");
     }
     this.#hash.update(data);

@@ -24,7 +24,7 @@
 
 import { Backoff, jittered, Pause } from "./backoff.js";
 import { bootstrap, isWorker, workers } from "./bootstrap.js";
-import { KollatorError } from "./errors.js";
+import { asError, KollatorError } from "./errors.js";
 import { FileChannel } from "./files.js";
 import { Peer } from "./peer.js";
 import { PHASES, Phases } from "./phases.js";
@@ -415,9 +415,4 @@ export class KollatorClient extends EventTarget {
   #emit(type, detail) {
     this.dispatchEvent(new CustomEvent(type, { detail }));
   }
-}
-
-/** @param {unknown} problem */
-function asError(problem) {
-  return problem instanceof KollatorError ? problem : new KollatorError("internal", String(problem));
 }

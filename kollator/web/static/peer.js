@@ -111,7 +111,7 @@ export class Peer {
     if (hopeless ? !this.#opened : this.#phase === "offer") this.#fail(code, message);
   }
 
-  /** The front has lost the worker: an open channel may well live on, but there is nobody to restart ICE with. */
+  /** The front has lost the worker: an open channel may live on, but there is nobody to restart ICE with. */
   forsake() {
     this.#forsaken = true;
   }
