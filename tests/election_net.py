@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kollator.cluster.election import Election, Quorum, Ready
@@ -20,8 +20,9 @@ HEARTBEAT_S = 0.1
 TIMEOUT_S = 0.5
 FAULTS = (
     *("split", "one-way", "partial", "crash", "pause", "clock", "weather", "disk"),
-    *("heal", "heal", "heal", "restart", "restart"),
+    *("heal", "heal", "heal", "restart", "restart", "reboot", "reboot", "leaderless", "leaderless"),
 )
+STORM = ("reboot", "reboot", "leaderless", "leaderless", "one-way", "heal", "heal")
 
 
 class Broken(AssertionError):
@@ -65,7 +66,7 @@ class Net:
         self.now = 0.0
         self.fronts = {name: Front(name, self.rng) for name in "abcdefghijklmnop"[:size]}
         self.cuts: set[tuple[str, str]] = set()
-        self.draws = self.rng.choice((1000, 3))  # few different time-outs: fronts stand at the same time
+        self.draws = self.rng.choice((1000, 3, 2))  # few different time-outs: fronts stand at the same time
         self.loss = 0.0
         self.duplication = 0.0
         self.delay_s = (0.001, 0.01)
@@ -180,10 +181,15 @@ class Net:
             self.restart(front.name)
         self.heal()
 
-    def trouble(self) -> None:
-        """One fault of any kind, or the end of one."""
+    def storm(self) -> None:
+        """The weather in which votes collide, come late and are forgotten, if anything forgets them."""
+        self.draws, self.loss, self.duplication, self.crash_at_disk = 2, 0.05, 0.3, 0.2
+        self.delay_s, self.disk_s = (0.0, 0.4), (0.0, 0.2)
+
+    def trouble(self, faults: Sequence[str] = FAULTS) -> None:
+        """One fault, or the end of one."""
         rng, names = self.rng, list(self.fronts)
-        fault = rng.choice(FAULTS)
+        fault = rng.choice(faults)
         self.trace.append(f"{self.now:.3f} {fault}")
         name = rng.choice(names)
         if fault in ("split", "one-way"):
@@ -198,6 +204,14 @@ class Net:
         elif fault == "restart":
             for one in names:
                 self.restart(one)
+        elif fault == "reboot":
+            for one in names:
+                if rng.random() < 0.5:
+                    self.crash(one)
+                    self.restart(one)
+        elif fault == "leaderless":
+            for one in self.leading():
+                self.pause(one, 1.0)
         elif fault == "pause":
             self.pause(name, rng.uniform(0.1, 3.0))
         elif fault == "clock":
@@ -207,7 +221,7 @@ class Net:
             self.delay_s = rng.choice(((0.001, 0.01), (0.0, 0.3), (0.0, 2.0)))
         else:
             self.disk_s = rng.choice(((0.0, 0.005), (0.0, 0.4)))
-            self.crash_at_disk = rng.choice((0.0, 0.2))
+            self.crash_at_disk = rng.choice((0.0, 0.5))
 
     def local(self, front: Front) -> float:
         """The time on a front's own clock."""
@@ -290,6 +304,8 @@ class Net:
             # Persisted, and only some of it sent.
             self._send(front, ready._replace(send=ready.send[: self.rng.randint(0, len(ready.send))]))
             self.crash(front.name)
+            if self.rng.random() < 0.7:
+                self.restart(front.name)
             return
         self._send(front, ready)
         self._drain(front)

@@ -6,6 +6,7 @@ Each test runs its own asyncio loop inside a synchronous test, so trial's reacto
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from kollator.signaling.messages import Answer, Bye, ByeFrom, CandidateFrom, IceCandidate, OfferFrom
 from kollator.webrtc import channel as wire
+from kollator.webrtc import libraries
 from kollator.webrtc import session as session_module
 from kollator.webrtc.files import Folder
 from kollator.webrtc.ice import IceServers
@@ -105,14 +107,19 @@ class SessionCase(SynchronousTestCase):
         (self.root.parent / "secret.txt").write_bytes(b"secret")
 
     def run_with(
-        self, body: Callable[[Sessions], Awaitable[None]], capacity: int = 4, changed: Any = lambda: None
+        self,
+        body: Callable[[Sessions], Awaitable[None]],
+        capacity: int = 4,
+        changed: Any = lambda: None,
+        failed: Any = None,
     ) -> None:
         """Runs ``body``; fails for anything that it leaves running or unhandled."""
         problems: list[Any] = []
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda loop, context: problems.append(context))
+            libraries.listen(loop)
+            loop.set_exception_handler(failed or (lambda loop, context: problems.append(context)))
             sessions = Sessions(capacity, FileService(Folder(self.root)), IceServers(), changed)
             try:
                 await asyncio.wait_for(body(sessions), LIMIT_S)
@@ -374,6 +381,21 @@ class NegotiationTests(SessionCase):
         self.run_with(body, changed=lambda: gone.append(1))
         self.assertEqual(len(gone), 2)
 
+    def test_nonsense_below_the_channel(self) -> None:
+        """A text message that is no UTF-8 makes aiortc's own task fail: it may cost that session and no more."""
+
+        async def body(sessions: Sessions) -> None:
+            browser = await Browser(sessions).open()
+            sctp: Any = browser.connection.sctp
+            sctp._data_channel_queue.append((browser.channel, 51, b"\xff"))
+            await sctp._data_channel_flush()
+            while sessions.sessions:
+                await asyncio.sleep(0.01)
+            await self.browsers_closed(browser)
+            gc.collect()
+
+        self.run_with(body, failed=libraries.task_failed)
+
     def test_same_offer_again(self) -> None:
         """An answer that got lost with its front is asked for again by sending the offer again."""
 
@@ -437,6 +459,8 @@ class NegotiationTests(SessionCase):
 
         async def body(sessions: Sessions) -> None:
             browser = await Browser(sessions).open()
+            browser.ask(wire.Fetch(1, "docs/big.bin"))
+            await browser.reply()
             await sessions.close()
             self.assertEqual(await browser.told.get(), Bye("c1", "s1", "going-away"))
             late = Browser(sessions, "c2")

@@ -13,8 +13,10 @@ from autobahn.exception import Disconnected
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from msgspec import DecodeError, ValidationError
 from msgspec.json import Decoder
+from service_identity import VerificationError
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -101,6 +103,7 @@ class _Line(WebSocketClientProtocol):
     uplink: Uplink
     registration: Registration
     registered_at_s: float | None = None
+    wrong_host = False
     left: bool = False
     """True from the moment that we close it: nothing it still says counts."""
 
@@ -111,8 +114,14 @@ class _Line(WebSocketClientProtocol):
         if not isBinary and not self.left:
             self.uplink.received(self, payload)
 
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.wrong_host = isinstance(reason.value, VerificationError)
+        super().connectionLost(reason)
+
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        self.uplink.closed(self, code or 0, reason or "")
+        # Autobahn knows other reasons of TLS, but not this one.
+        told = "its certificate is for another host" if self.wrong_host else reason or ""
+        self.uplink.closed(self, code or 0, told)
 
 
 class Uplink(Service):

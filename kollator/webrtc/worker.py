@@ -7,14 +7,12 @@ reactor, so the right one is installed then, also without ``--reactor=asyncio``.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 import secrets
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -28,13 +26,13 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.ssl import Certificate, optionsForClientTLS, platformTrust, trustRootFromCertificates
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from kollator.guard.keys import weakness
 from kollator.guard.turn import IceServers as TurnServers
 from kollator.observe import logs
 from kollator.signaling.messages import Hello, IceServer
 
+from . import libraries
 from .files import Folder
 from .ice import IceServers
 from .options import WorkerOptions, WorkerSettings
@@ -42,10 +40,8 @@ from .serving import FileService
 from .session import Sessions
 from .uplink import Uplink
 
-TASKS_TIMEOUT_S = 2.0
 NONCE_BYTES = 32
 BUILT_IN_FOLDER = Path(__file__).with_name("demo")
-_LIBRARIES = ("aiortc", "aioice")
 
 log = Logger(namespace="kollator:worker")
 
@@ -138,7 +134,7 @@ class Worker(MultiService):
     async def _stop(self) -> None:
         await _deferred(self._sessions.close())
         await super().stopService()  # type: ignore[no-untyped-call]
-        await _deferred(_end_tasks())
+        await _deferred(libraries.end_tasks())
 
     def _changed(self) -> None:
         for uplink in self._uplinks:
@@ -146,13 +142,7 @@ class Worker(MultiService):
 
     def _adopt_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_loop_problem)
-        for name in (*_LIBRARIES, "asyncio"):
-            logger = logging.getLogger(name)
-            # Below this level aiortc logs session descriptions.
-            logger.setLevel(logging.WARNING)
-            logger.addHandler(_LibraryLog())
-            logger.propagate = False
+        libraries.listen(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop_on_signal)
         if self._settings.until_eof:
@@ -202,38 +192,3 @@ def _ice_servers(settings: WorkerSettings) -> IceServers:
 
 def _deferred(coroutine: Coroutine[Any, Any, None]) -> Deferred[None]:
     return Deferred.fromFuture(asyncio.ensure_future(coroutine))
-
-
-async def _end_tasks() -> None:
-    """Ends what the libraries may have left behind, so that nothing is cut off in the middle."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    if left:
-        await asyncio.wait(left, timeout=TASKS_TIMEOUT_S)
-
-
-class _LibraryLog(logging.Handler):
-    """What aiortc, aioice and asyncio warn of, as one line in Twisted's log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        lines = record.getMessage().strip().splitlines() or [""]
-        log.info("{library}: {text}", library=record.name, text=lines[-1][:200])
-
-
-def _loop_problem(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What a task ended with that nobody waits for.
-
-    aiortc has such tasks; a peer that breaks off or sends nonsense makes them fail: no error of ours.
-    """
-    problem = context.get("exception")
-    if not isinstance(problem, BaseException):
-        log.warn("asyncio: {text}", text=str(context.get("message"))[:200])
-        return
-    frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(problem.__traceback__)]
-    ours = any(name.startswith("kollator") for name in frames)
-    if not ours and any(name.startswith(_LIBRARIES) for name in frames):
-        log.info("a peer connection broke off: {kind}", kind=type(problem).__name__)
-    else:
-        failure = Failure(problem, type(problem), problem.__traceback__)  # type: ignore[no-untyped-call]
-        log.failure("a task failed", failure)

@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, ClassVar
 
 from jsonschema import Draft202012Validator
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
@@ -222,8 +222,10 @@ class PageTests(ContractTestCase):
 class BootstrapTests(ContractTestCase):
     """A front with workers: assignment over HTTP."""
 
-    settings = {"STUN_SERVERS": "stun:stun.example:3478", "TURN_SERVERS": "turn:turn.example:3478?transport=udp",
-                "TURN_SECRET": "turn-secret-of-the-tests", "TURN_TTL": "600", "TICKET_TTL": "3600"}
+    settings: ClassVar = {
+        "STUN_SERVERS": "stun:stun.example:3478", "TURN_SERVERS": "turn:turn.example:3478?transport=udp",
+        "TURN_SECRET": "turn-secret-of-the-tests", "TURN_TTL": "600", "TICKET_TTL": "3600",
+    }
 
     def test_answer(self) -> None:
         """The page needs every one of these fields to go on."""
@@ -274,7 +276,7 @@ class BootstrapTests(ContractTestCase):
             other = self.bootstrap(exclude=[first])
             self.assertNotEqual(other["worker"]["id"], first)
             self.assertNotIn(first, [row["id"] for row in other["alternates"]])
-        answer = self.ask("POST", "/bootstrap", b'{"exclude":[self.w1,self.w2]}')
+        answer = self.ask("POST", "/bootstrap", json.dumps({"exclude": [self.w1, self.w2]}).encode())
         self.assertEqual((answer.status, answer.error_code), (503, "no-workers"))
 
     def test_region(self) -> None:
@@ -342,7 +344,8 @@ class BootstrapTests(ContractTestCase):
         got += [client.expect("worker-lost")]
         for message in got:
             validator.validate(message)
-        for wrong in ({"type": "nonsense"}, {"type": "offer"}, {"type": "offer", "to": 5, "sdp": "v=0"}, [], "x"):
+        bad: tuple[Any, ...] = ({"type": "nonsense"}, {"type": "offer"}, {"type": "offer", "to": 5, "sdp": "v=0"}, [], "x")
+        for wrong in bad:
             self.assertFalse(validator.is_valid(wrong), wrong)
 
     def test_handoff_counted(self) -> None:
@@ -364,7 +367,7 @@ class BootstrapTests(ContractTestCase):
 class ProxyTests(ContractTestCase):
     """A front behind a trusted proxy."""
 
-    settings = {"TRUSTED_PROXIES": "127.0.0.0/8", "ALLOWED_ORIGINS": "https://app.example"}
+    settings: ClassVar = {"TRUSTED_PROXIES": "127.0.0.0/8", "ALLOWED_ORIGINS": "https://app.example"}
 
     def test_scheme_and_host(self) -> None:
         """Behind a TLS proxy the browser must be sent to wss:// and to the name it knows."""
@@ -413,7 +416,7 @@ class ProxyTests(ContractTestCase):
 class EndpointTests(ContractTestCase):
     """LISTEN with several endpoints, one of them behind the PROXY protocol."""
 
-    options = ("--listen", "tcp:0:interface=127.0.0.1", "--listen", "haproxy:tcp:0:interface=127.0.0.1",
+    options: ClassVar = ("--listen", "tcp:0:interface=127.0.0.1", "--listen", "haproxy:tcp:0:interface=127.0.0.1",
                "--listen", r"tcp:0:interface=\:\:1")
     endpoints = 3
 

@@ -55,7 +55,7 @@ function showHealth(health) {
     ...fronts.map((/** @type {any} */ front) =>
       row(front.node, front.state, [
         [front.state, "state"],
-        [front.sync_lag_ms === null ? "–" : formatMs(front.sync_lag_ms), "number"],
+        [formatMs(front.sync_lag_ms ?? null), "number"],
       ]),
     ),
   );

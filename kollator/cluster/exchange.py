@@ -1,0 +1,178 @@
+"""Signaling across fronts: where a message goes whose target is connected elsewhere. Pure.
+
+Workers are found through the replicated attachments. Clients are in no table: a front learns the way back from the
+message itself, as a switch learns ports. A message is passed on over ``HOPS`` links at most and never back over the
+one it came by, so nothing circles; it is delivered, or refused at once, and the refusal goes back the same way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from msgspec.structs import replace
+
+from kollator.cluster.wire import Arrived, Frame, Kept, ToClient, ToWorker, Undelivered
+
+ROUTES = 100_000
+"""The most clients of other fronts that the way to is remembered of; who was heard longest ago is forgotten first."""
+HOPS = 2
+"""A message may take a detour over one front, where two cannot reach each other."""
+
+Outcome = Literal["sent", "busy", "unknown", "forbidden"]
+
+
+class Local(Protocol):
+    """The connections of this front (the switchboard)."""
+
+    def deliver_to_worker(self, worker: str, payload: bytes) -> Outcome:
+        """Sends an encoded message to a worker of this front."""
+
+    def deliver_to_client(self, client: str, payload: bytes, now: float) -> Outcome:
+        """Sends an encoded message to a client of this front, or keeps it for one that dropped just now."""
+
+    def undelivered(self, sender: str, target: str, outcome: Outcome, ref: str | None) -> None:
+        """Tells a client or worker of this front that its message did not arrive."""
+
+    def moved_away(self, client: str, at_ms: int, now: float) -> tuple[str, Sequence[str], Sequence[bytes]] | None:
+        """A client has connected elsewhere at that time: closes an older connection of it here, and gives out
+        what was remembered (assigned worker, workers talked to, kept messages).
+        """
+
+    def inherited(self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes]) -> None:
+        """What another front remembered of a client that is here now."""
+
+
+class Exchange:
+    """The ways between this front's connections and those of others.
+
+    ``send`` gives a frame to a peer's link and returns whether it took it, ``up`` tells which peers have a link,
+    ``fronts_of`` the live fronts that hold a worker.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        local: Local,
+        *,
+        send: Callable[[str, Frame], bool],
+        up: Callable[[], Sequence[str]],
+        fronts_of: Callable[[str], Sequence[str]],
+    ) -> None:
+        self._node = node
+        self._local = local
+        self._send = send
+        self._up = up
+        self._fronts_of = fronts_of
+        self._routes: OrderedDict[str, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._routes)
+
+    # -- from this front's own connections --------------------------------------------------------------------------
+
+    def to_worker(self, worker: str, client: str, payload: bytes, ref: str | None) -> Outcome:
+        """A client's message for a worker that is not connected here."""
+        return self._towards_worker(ToWorker(worker, client, payload, ref), came_by=None)
+
+    def to_client(self, client: str, worker: str, payload: bytes, ref: str | None) -> Outcome:
+        """A worker's message for a client that is not connected here."""
+        return self._towards_client(ToClient(client, worker, payload, ref), came_by=None)
+
+    def arrived(self, client: str, at_ms: int) -> None:
+        """A client has come here with a ticket: another front may have an older connection of it, or messages."""
+        self._routes.pop(client, None)
+        for peer in self._up():
+            self._send(peer, Arrived("client", client, at_ms))
+
+    # -- from other fronts --------------------------------------------------------------------------------------------
+
+    def received(self, peer: str, frame: Frame, now: float) -> bool:
+        """Takes a frame of ``peer``; False when it is none of the exchange's."""
+        if isinstance(frame, ToWorker):
+            self._learn(frame.client, peer)
+            outcome = self._local.deliver_to_worker(frame.worker, frame.payload)
+            if outcome == "unknown":
+                outcome = self._towards_worker(frame, came_by=peer)
+            if outcome != "sent":
+                self._send(peer, Undelivered("worker", frame.worker, frame.client, outcome, frame.ref))
+        elif isinstance(frame, ToClient):
+            outcome = self._local.deliver_to_client(frame.client, frame.payload, now)
+            if outcome == "unknown":
+                outcome = self._towards_client(frame, came_by=peer)
+            if outcome != "sent":
+                self._send(peer, Undelivered("client", frame.worker, frame.client, outcome, frame.ref))
+        elif isinstance(frame, Undelivered):
+            self._take_undelivered(peer, frame)
+        elif isinstance(frame, Arrived):
+            self._take_arrived(peer, frame, now)
+        elif isinstance(frame, Kept):
+            self._local.inherited(frame.client, frame.assigned, frame.talked, frame.payloads)
+        else:
+            return False
+        return True
+
+    def link_down(self, peer: str) -> None:
+        """The link is gone: what was learned over it is, too."""
+        for client in [client for client, way in self._routes.items() if way == peer]:
+            del self._routes[client]
+
+    # -- the ways -----------------------------------------------------------------------------------------------------
+
+    def _towards_worker(self, frame: ToWorker, came_by: str | None) -> Outcome:
+        holders = [front for front in self._fronts_of(frame.worker) if front not in (self._node, came_by)]
+        return self._pass_on(frame, holders, came_by)
+
+    def _towards_client(self, frame: ToClient, came_by: str | None) -> Outcome:
+        way = self._routes.get(frame.client)
+        outcome = self._pass_on(frame, [way], came_by, detour=False) if way not in (None, came_by) else "unknown"
+        if outcome == "unknown":
+            self._routes.pop(frame.client, None)
+        return outcome
+
+    def _pass_on(
+        self, frame: ToWorker | ToClient, fronts: Sequence[str | None], came_by: str | None, detour: bool = True
+    ) -> Outcome:
+        if not fronts:
+            return "unknown"
+        if came_by is not None:
+            frame = replace(frame, hops=frame.hops + 1)
+        if frame.hops >= HOPS:
+            return "unknown"
+        up = self._up()
+        direct = [front for front in fronts if front in up]
+        if not direct and detour and frame.hops + 1 < HOPS:
+            direct = [peer for peer in up if peer != came_by]
+        for front in direct:
+            if front is not None and self._send(front, frame):
+                return "sent"
+        return "busy" if direct else "unknown"
+
+    def _take_undelivered(self, peer: str, frame: Undelivered) -> None:
+        if frame.towards == "client":
+            if self._routes.get(frame.client) == peer:
+                del self._routes[frame.client]
+            sender, target = frame.worker, frame.client
+        else:
+            sender, target = frame.client, frame.worker
+            way = self._routes.get(sender)
+            if way is not None and way != peer:
+                self._send(way, frame)
+                return
+        self._local.undelivered(sender, target, frame.outcome, frame.ref)
+
+    def _take_arrived(self, peer: str, frame: Arrived, now: float) -> None:
+        if frame.kind != "client":
+            return
+        remembered = self._local.moved_away(frame.id, frame.at_ms, now)
+        self._learn(frame.id, peer)
+        if remembered is not None:
+            assigned, talked, payloads = remembered
+            self._send(peer, Kept(frame.id, assigned, list(talked), list(payloads)))
+
+    def _learn(self, client: str, peer: str) -> None:
+        self._routes[client] = peer
+        self._routes.move_to_end(client)
+        if len(self._routes) > ROUTES:
+            self._routes.popitem(last=False)
