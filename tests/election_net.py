@@ -183,8 +183,8 @@ class Net:
 
     def storm(self) -> None:
         """The weather in which votes collide, come late and are forgotten, if anything forgets them."""
-        self.draws, self.loss, self.duplication, self.crash_at_disk = 2, 0.05, 0.3, 0.2
-        self.delay_s, self.disk_s = (0.0, 0.4), (0.0, 0.2)
+        self.draws, self.loss, self.duplication, self.crash_at_disk = 2, 0.02, 0.3, 0.4
+        self.delay_s, self.disk_s = (0.0, self.rng.choice((0.3, 0.6, 1.5))), (0.0, 0.1)
 
     def trouble(self, faults: Sequence[str] = FAULTS) -> None:
         """One fault, or the end of one."""
@@ -304,7 +304,7 @@ class Net:
             # Persisted, and only some of it sent.
             self._send(front, ready._replace(send=ready.send[: self.rng.randint(0, len(ready.send))]))
             self.crash(front.name)
-            if self.rng.random() < 0.7:
+            if self.rng.random() < 0.9:
                 self.restart(front.name)
             return
         self._send(front, ready)

@@ -14,6 +14,7 @@ from typing import Any
 
 import websockets
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.asyncio.server import ServerConnection, serve
 
@@ -129,5 +130,10 @@ class LibraryTests(SynchronousTestCase):
 
     def test_error_of_a_library(self) -> None:
         """A peer that breaks off would otherwise fill the log with tracebacks."""
+        said: list[Any] = []
+        globalLogPublisher.addObserver(said.append)  # type: ignore[arg-type]
+        self.addCleanup(globalLogPublisher.removeObserver, said.append)  # type: ignore[arg-type]
         self.run_task(RTCPeerConnection().createAnswer())
+        kinds = [event["kind"] for event in said if event.get("log_namespace") == "kollator:webrtc"]
+        self.assertEqual(kinds, ["InvalidStateError"])
         self.assertEqual(self.flushLoggedErrors(), [])

@@ -30,16 +30,17 @@ ErrorCode = Literal[
     "internal",
 ]
 
-ID_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$"
+ID_PATTERN = r"^[A-Za-z0-9._:-]{1,64}$(?!\n)"
+"""Python's ``$`` also matches before a last line feed, which would split the text that a worker's proof covers."""
+LINE_PATTERN = r"^[^\x00-\x1f\x7f]*$(?!\n)"
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 """An id that is only looked up: what is not in a table is an unknown target, whatever it looks like."""
 WorkerId = Annotated[str, Meta(pattern=ID_PATTERN)]
 Label = Annotated[str, Meta(max_length=64)]
-Region = Annotated[str, Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Region = Annotated[str, Meta(max_length=64, pattern=LINE_PATTERN)]
 Capacity = Annotated[int, Meta(ge=1, le=1_000_000)]
-Nonce = Annotated[str, Meta(min_length=32, max_length=256, pattern=r"^[0-9A-Fa-f]*$")]
-Mac = Annotated[str, Meta(max_length=128)]
+Nonce = Annotated[str, Meta(min_length=32, max_length=256, pattern=r"^[0-9A-Fa-f]*$(?!\n)")]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Exclude = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=256)]
 Optional = Union[Label, None, UnsetType]
@@ -102,14 +103,14 @@ class _In(Struct, frozen=True, tag_field="type"):
 
 
 class Hello(_In, frozen=True, tag="hello"):
-    """Opens a connection. A worker also names itself; ``ticket`` gives a client its id back."""
+    """Opens a connection. ``ticket`` gives a client its id back; all that follows it is a worker's."""
 
     role: Literal["client", "worker"]
-    ticket: Annotated[str, Meta(max_length=1024)] | UnsetType | None = UNSET
+    ticket: str | UnsetType | None = UNSET
     id: WorkerId | UnsetType | None = UNSET
     region: Region = ""
     capacity: Capacity = 100
-    address: Annotated[str, Meta(max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")] = ""
+    address: Annotated[str, Meta(max_length=255, pattern=LINE_PATTERN)] = ""
     nonce: Nonce | UnsetType | None = UNSET
     ref: Optional = UNSET
 
@@ -117,7 +118,7 @@ class Hello(_In, frozen=True, tag="hello"):
 class Auth(_In, frozen=True, tag="auth"):
     """A worker's answer to the challenge: HMAC-SHA256 in hex."""
 
-    mac: Mac
+    mac: str
     ref: Optional = UNSET
 
 
@@ -287,6 +288,14 @@ encode = _encoder.encode
 """Any of the structs above to its JSON, as UTF-8 bytes."""
 
 
+class _ClientHello(Struct, frozen=True, tag_field="type", tag="hello"):
+    """The keys of ``Hello`` that mean something from a client."""
+
+    role: Literal["client"]
+    ticket: str | UnsetType | None = UNSET
+    ref: Optional = UNSET
+
+
 class _Envelope(Struct, frozen=True):
     """What an error about a message that did not parse may still name."""
 
@@ -295,7 +304,9 @@ class _Envelope(Struct, frozen=True):
     to: Any = None
 
 
+_client_hello = msgspec.json.Decoder(_ClientHello)
 _envelope = msgspec.json.Decoder(_Envelope)
+_PROBLEMS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 TYPES: frozenset[str] = frozenset(cls.__struct_config__.tag for cls in Received.__args__)  # type: ignore[misc,attr-defined]
 
 
@@ -314,9 +325,29 @@ class Refused(Exception):
         self.ref = ref
         self.to = to
 
+    def about(self, message: Received) -> Refused:
+        """The same refusal, with what ``message`` names."""
+        self.ref = ref_of(message)
+        self.to = getattr(message, "to", UNSET)
+        return self
+
     def error(self) -> Error:
         """The message to send back."""
         return Error(self.code, self.message, self.ref, self.to)
+
+
+def ref_of(message: Received) -> str | UnsetType:
+    """The ``ref`` that an answer to ``message`` carries."""
+    return message.ref if isinstance(message.ref, str) else UNSET
+
+
+def addressed(payload: bytes) -> tuple[str | UnsetType, str | UnsetType]:
+    """The ``ref`` and the ``to`` of a message that is not looked at otherwise, as far as it has them."""
+    try:
+        envelope = _envelope.decode(payload)
+    except _PROBLEMS:
+        return UNSET, UNSET
+    return _short(envelope.ref), _short(envelope.to)
 
 
 def decode(payload: bytes) -> Received:
@@ -327,26 +358,36 @@ def decode(payload: bytes) -> Received:
     """
     try:
         return _received.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
+    except _PROBLEMS as problem:
+        return _second_look(payload, problem)
+
+
+def _second_look(payload: bytes, problem: Exception) -> Hello:
+    """A client's hello whose other keys, unknown for its role, are no worker's; raises ``Refused`` for the rest."""
+    try:
+        hello = _client_hello.decode(payload)
+    except _PROBLEMS:
         raise _refusal(payload, problem) from None
+    return Hello("client", hello.ticket, ref=hello.ref)
 
 
 def _refusal(payload: bytes, problem: Exception) -> Refused:
+    if isinstance(problem, msgspec.MsgspecError):
+        reason = str(problem)[:200]
+    else:
+        reason = "the message is not JSON of a sensible depth in UTF-8"
     try:
         envelope = _envelope.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return Refused("bad-message", _reason(problem))
-    ref = envelope.ref if isinstance(envelope.ref, str) and len(envelope.ref) <= 64 else UNSET
-    to = envelope.to if isinstance(envelope.to, str) and len(envelope.to) <= 64 else UNSET
+    except _PROBLEMS:
+        return Refused("bad-message", reason)
+    ref, to = _short(envelope.ref), _short(envelope.to)
     if isinstance(envelope.type, str) and envelope.type not in TYPES:
         return Refused("unknown-type", "there is no message of this type", ref, to)
-    return Refused("bad-message", _reason(problem), ref, to)
+    return Refused("bad-message", reason, ref, to)
 
 
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, msgspec.MsgspecError):
-        return str(problem)[:200]
-    return "the message is not JSON of a sensible depth in UTF-8"
+def _short(value: object) -> str | UnsetType:
+    return value if isinstance(value, str) and len(value) <= 64 else UNSET
 
 
 T = TypeVar("T")
