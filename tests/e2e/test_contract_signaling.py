@@ -168,7 +168,7 @@ class HelloTests(ContractTestCase):
         middle = len(ticket) // 2
         peer = self.peer()
         changed = [ticket[:at] + ("A" if ticket[at] != "A" else "B") + ticket[at + 1:] for at in (0, middle)]
-        for forged in (*changed, "", "x", ticket[:-4], ticket + "AAAA", "ü" * 40, "." * 5):
+        for forged in (*changed, "x", ticket[:-4], ticket + "AAAA", "ü" * 40, "." * 5):
             answer = peer.ask(type="hello", role="client", ticket=forged, ref="r")
             self.assertEqual((answer.get("code"), answer.get("ref")), ("bad-ticket", "r"), (forged, answer))
         self.assertEqual(peer.ask(type="assign")["code"], "not-allowed-yet")
