@@ -9,7 +9,7 @@ from kollator.guard.limits import Allowance
 
 
 class Stage(IntEnum):
-    """How far a connection has come."""
+    """How far a connection has come. The order counts: it is an index, and up to ``JOINING`` nobody was welcomed."""
 
     HELLO = 0
     """Open, nothing said."""
@@ -20,7 +20,7 @@ class Stage(IntEnum):
     CLIENT = 3
     WORKER = 4
     ENDED = 5
-    """Closed or about to be: nothing it says counts any more."""
+    """Closed or about to be: nothing it says counts any more, nothing is sent to it."""
 
 
 class Claim(NamedTuple):
@@ -42,6 +42,7 @@ class Connection:
 
     stage: Stage = Stage.HELLO
     id: str = ""
+    """A client's from its welcome on, a worker's since its mac was right."""
     address: str = ""
     """The peer's IP address, as far as trusted proxies tell it."""
     allowance: Allowance | None = None

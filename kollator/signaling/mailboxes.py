@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Literal
 
+from kollator.signaling.connection import Connection
+
 KEEP_S = 30.0
 """How long a dropped client is remembered, in seconds."""
 MESSAGES = 32
@@ -22,14 +24,15 @@ TOTAL_BYTES = 64 * 1024 * 1024
 
 
 class Absent:
-    """A client that dropped: when, what it was assigned to and talked to, and what waits for it."""
+    """A client that is not connected: since when, what its connection knew of it, and what waits for it."""
 
-    __slots__ = ("assigned", "bytes", "left_at", "messages", "talked")
+    __slots__ = ("assigned", "bytes", "left_at", "messages", "region", "talked")
 
-    def __init__(self, left_at: float, assigned: str, talked: tuple[str, ...]) -> None:
+    def __init__(self, connection: Connection, left_at: float) -> None:
         self.left_at = left_at
-        self.assigned = assigned
-        self.talked = talked
+        self.assigned = connection.assigned
+        self.talked = connection.talked
+        self.region = connection.region
         self.messages: list[bytes] = []
         self.bytes = 0
 
@@ -44,15 +47,15 @@ class Mailboxes:
     def __len__(self) -> int:
         return len(self._absent)
 
-    def left(self, client: str, now: float, assigned: str = "", talked: tuple[str, ...] = ()) -> None:
-        """Remembers a client whose connection dropped at ``now``."""
-        self._forget(client)
-        self._absent[client] = Absent(now, assigned, talked)
-        if len(self._absent) > CLIENTS:
-            self._forget(next(iter(self._absent)))
-
     def __contains__(self, client: str) -> bool:
         return client in self._absent
+
+    def left(self, client: str, connection: Connection, now: float) -> None:
+        """Remembers a client whose connection dropped at ``now``."""
+        self._forget(client)
+        self._absent[client] = Absent(connection, now)
+        if len(self._absent) > CLIENTS:
+            self._forget(next(iter(self._absent)))
 
     def keep(self, client: str, payload: bytes, now: float) -> Literal["kept", "full", "unknown"]:
         """Keeps one encoded message for ``client``: ``unknown`` when it never was here or left too long ago."""
@@ -60,11 +63,7 @@ class Mailboxes:
         if absent is None or now - absent.left_at >= KEEP_S:
             return "unknown"
         size = len(payload)
-        if (
-            len(absent.messages) >= MESSAGES
-            or absent.bytes + size > BYTES
-            or self.bytes + size > TOTAL_BYTES
-        ):
+        if len(absent.messages) >= MESSAGES or absent.bytes + size > BYTES or self.bytes + size > TOTAL_BYTES:
             return "full"
         absent.messages.append(payload)
         absent.bytes += size

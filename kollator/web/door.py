@@ -7,50 +7,19 @@ object; everything else goes to twisted.web. What does not finish its first head
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from kollator.clock import Call, Clock
+from kollator.web.refusal import LastWord, Refusal, hand_over
 
 HEADER_BYTES = 16_384
 """The largest header of an upgrade request; more is answered 431 (RFC 6585 section 5)."""
 
-PHRASES = {
-    400: "Bad Request",
-    429: "Too Many Requests",
-    431: "Request Header Fields Too Large",
-    503: "Service Unavailable",
-}
-
-
-class Refusal(NamedTuple):
-    """Why an upgrade is answered by plain HTTP. ``retry_after_s`` of 0 means none is told."""
-
-    status: int
-    code: str
-    message: str
-    retry_after_s: int = 0
-
-
 Admission = Callable[[str, Mapping[str, str]], Refusal | None]
 """(the transport's peer address, lower-case header names to values) to a refusal, or None."""
-
-
-def answer(refusal: Refusal) -> bytes:
-    """The whole HTTP answer to a refused upgrade; the connection is closed after it."""
-    body = msgspec.json.encode({"error": {"code": refusal.code, "message": refusal.message}})
-    lines = [
-        f"HTTP/1.1 {refusal.status} {PHRASES[refusal.status]}",
-        "Content-Type: application/json; charset=utf-8",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-    ]
-    if refusal.retry_after_s:
-        lines.append(f"Retry-After: {refusal.retry_after_s}")
-    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
 def parse_head(head: bytes) -> dict[str, str] | None:
@@ -74,13 +43,9 @@ def is_upgrade(fields: Mapping[str, str]) -> bool:
     return "websocket" in fields.get("upgrade", "").lower()
 
 
-def hand_over(transport: Any, old: Protocol, new: Any) -> bool:
-    """Makes ``new`` the protocol of ``transport`` in place of ``old``. False: this transport does not let us."""
-    for slot in ("wrappedProtocol", "protocol"):
-        if getattr(transport, slot, None) is old:
-            setattr(transport, slot, new)
-            return True
-    return False
+def peer_host(transport: Any) -> str:
+    """The address at the other end of a connection; empty where there is none, as on a UNIX socket."""
+    return getattr(transport.getPeer(), "host", None) or ""
 
 
 class Door(Protocol):
@@ -92,7 +57,6 @@ class Door(Protocol):
     def __init__(self) -> None:
         self._head = b""
         self._timer: Call | None = None
-        self._inner: Any = None
 
     def connectionMade(self) -> None:
         """Starts the clock of the first header."""
@@ -100,43 +64,36 @@ class Door(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Collects until the kind is clear."""
-        if self._inner is not None:
-            self._inner.dataReceived(data)
-            return
         self._head += data
-        target = self._upgrade_target()
-        if target is None:
+        path = self._upgrade_path()
+        if path is None:
             return
-        site = self.factory.site
-        if target == b"" and site is not None:
-            self._become(site)
+        if not path:
+            self._become(self.factory.site)
             return
-        end = self._head.find(b"\r\n\r\n")
+        end = self._head.find(b"\r\n\r\n", 0, HEADER_BYTES + 4)
         if end < 0:
-            if len(self._head) > HEADER_BYTES:
+            if len(self._head) >= HEADER_BYTES + 4:
                 self._refuse(Refusal(431, "too-large", f"a request header has {HEADER_BYTES} bytes at most"))
             return
         fields = parse_head(self._head[:end])
         if fields is None:
             self._refuse(Refusal(400, "bad-request", "a line of the header is not a field"))
-        elif not is_upgrade(fields) and site is not None:
-            self._become(site)
+        elif not is_upgrade(fields):
+            self._become(self.factory.site)
         else:
-            host = getattr(self.transport.getPeer(), "host", "") or ""
-            refusal = self.factory.admission(host, fields)
+            refusal = self.factory.admission(peer_host(self.transport), fields)
             if refusal is not None:
-                self._refuse(refusal)
+                self._say(refusal)
             else:
-                self._become(self.factory.upgrades[target])
+                self._become(self.factory.upgrades[path])
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Gone before (or, where the transport could not be handed over, after) its kind was clear."""
+        """Gone before its kind was clear."""
         self._stop_timer()
-        if self._inner is not None:
-            self._inner.connectionLost(reason)
 
-    def _upgrade_target(self) -> bytes | None:
-        """The path that may be an upgrade, b"" for anything else, None while too little has come."""
+    def _upgrade_path(self) -> bytes | None:
+        """The path of an upgrade that this may be, b"" when it is none, None while too little has come."""
         undecided = False
         for path in self.factory.upgrades:
             start = b"GET " + path
@@ -151,27 +108,30 @@ class Door(Protocol):
 
     def _become(self, factory: Any) -> None:
         self._stop_timer()
-        transport = self.transport
-        protocol = factory.buildProtocol(transport.getPeer())
+        protocol = factory.buildProtocol(self.transport.getPeer())
         if protocol is None:
-            transport.abortConnection()
+            self.transport.abortConnection()
             return
         head, self._head = self._head, b""
-        if not hand_over(transport, self, protocol):
-            self._inner = protocol
-        protocol.makeConnection(transport)
+        hand_over(self.transport, self, protocol)
+        protocol.makeConnection(self.transport)
         protocol.dataReceived(head)
 
     def _refuse(self, refusal: Refusal) -> None:
+        self.factory.refused("header")
+        self._say(refusal)
+
+    def _say(self, refusal: Refusal) -> None:
         self._stop_timer()
         self._head = b""
-        self._inner = Protocol()  # swallows what else comes
-        self.transport.write(answer(refusal))
-        self.transport.loseConnection()
+        hand_over(self.transport, self, LastWord(self.transport, refusal.answer(), self.factory.clock))
 
     def _too_slow(self) -> None:
         self._timer = None
-        self.transport.abortConnection()
+        if self._head:
+            self._refuse(Refusal(408, "too-slow", "the request's header did not come in time"))
+        else:
+            self.transport.abortConnection()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -183,15 +143,19 @@ class DoorFactory(Factory):
     """The doors of the listening endpoints, closed until ``open`` is called.
 
     ``upgrades`` maps the paths of WebSockets to their factories, ``site`` takes all other requests,
-    ``admission`` says whether one more WebSocket is taken.
+    ``admission`` says whether one more WebSocket is taken. ``refused`` is told of each connection that is refused
+    for its header.
     """
 
     protocol: Any = Door
     noisy = False
 
-    def __init__(self, *, clock: Clock, header_timeout_s: float) -> None:
+    def __init__(
+        self, *, clock: Clock, header_timeout_s: float, refused: Callable[[str], object] = lambda reason: None
+    ) -> None:
         self.clock = clock
         self.header_timeout_s = header_timeout_s
+        self.refused = refused
         self.site: Any = None
         self.upgrades: dict[bytes, Any] = {}
         self.admission: Admission = lambda peer, fields: None
@@ -214,8 +178,4 @@ class DoorFactory(Factory):
 
     def buildProtocol(self, addr: Any) -> Any:
         """A door for one accepted connection; none before ``open``."""
-        if self.site is None:
-            return None
-        door = Door()
-        door.factory = self
-        return door
+        return None if self.site is None else super().buildProtocol(addr)

@@ -1,54 +1,235 @@
-"""twisted.web's Site with a bounded request body, and the take-over of a connection by a WebSocket."""
+"""twisted.web's Site with bounds on what one connection may cost, and the take-over of one by a WebSocket."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 from twisted.logger import Logger
-from twisted.web.http import Request
-from twisted.web.server import Site
+from twisted.web.http import HTTPChannel
+from twisted.web.server import Request, Site
 
 from kollator.clock import Clock
 from kollator.web.answers import BODY_BYTES
-from kollator.web.door import Admission, answer, is_upgrade
+from kollator.web.door import Admission, is_upgrade, peer_host
+from kollator.web.refusal import LastWord, Refusal, hand_over, too_large
+from kollator.web.resources import fields_of, upgrade_required
 
 log = Logger("kollator:web")
 
-IDLE_S = 60
-"""How long a connection may be quiet between two requests, or within one."""
+IDLE_S = 60.0
+"""How long a connection may be quiet between two requests, and how long the last answer may take to go out."""
+HEADER_S = 10.0
+"""How long a request's header may take from its first byte, where the settings say nothing else."""
+BODY_S = 30.0
+"""How long a request's body may take, from the end of its header."""
+
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
 
 
-class Body(BytesIO):
-    """A request body that keeps ``BODY_BYTES`` at most and remembers that there was more."""
+class FrontChannel(HTTPChannel):
+    """One HTTP connection, with what ``HTTPChannel`` leaves open.
 
-    too_large = False
+    Its time-outs run from the beginning of what they bound, where a byte now and then would put off twisted.web's.
+    Requests that were sent ahead wait until the answers before them are on their way. Whoever sends too much, or
+    no HTTP, is told so in the contract's form.
+    """
 
-    def write(self, data: Any) -> int:
-        """Takes a chunk; what is over the limit is counted and dropped."""
-        if self.too_large or self.tell() + len(data) > BODY_BYTES:
-            self.too_large = True
-            return len(data)
-        return super().write(data)
+    factory: FrontSite
+    transport: Any
+    _begun = False  # a request has begun to come
+    _closing = False
+    _next: Any = None  # the protocol that has taken the connection over
+
+    def connectionMade(self) -> None:
+        """Waits for a first request."""
+        super().connectionMade()
+        self._await()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Part of a request, or of several."""
+        if data and not self._begun:
+            self._begun = True
+            self._await()
+        super(HTTPChannel, self).dataReceived(data)  # HTTPChannel's own would put its time-out off
+
+    def headerReceived(self, line: bytes) -> bool:
+        """One field of a header."""
+        try:
+            return super().headerReceived(line)
+        except ValueError:  # Content-Length has more digits than Python converts
+            self.refuse(too_large())
+            return False
+
+    def allHeadersReceived(self) -> None:
+        """The body comes next. One that is announced too large is not waited for, nor asked for (Expect)."""
+        if (self.length or 0) > BODY_BYTES:
+            self.refuse(too_large())
+            return
+        if self.length != 0:
+            self.setTimeout(BODY_S)
+        super().allHeadersReceived()
+
+    def allContentReceived(self) -> None:
+        """A request is complete."""
+        if self._next is None:
+            super().allContentReceived()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """Part of a body, or what comes after a request that is being answered."""
+        if self._next is None:
+            super().rawDataReceived(data)
+        else:
+            self._next.dataReceived(data)
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """A line of the header is too long for any good request."""
+        if self.requests:
+            self.refuse(Refusal(431, "too-large", f"a line of the header has {self.MAX_LENGTH} bytes at most"))
+        else:
+            self.refuse(Refusal(414, "too-large", f"a request line has {self.MAX_LENGTH} bytes at most"))
+
+    def requestDone(self, request: Request) -> None:
+        """An answer is complete; the next request may begin."""
+        self._begun = False
+        super().requestDone(request)
+        if self.persistent:
+            self._await()
+
+    def pauseProducing(self) -> None:
+        """So much of the answers waits to be written that no more of the requests is read."""
+        super().pauseProducing()
+        self.paused = True  # LineReceiver's: what was read already waits too
+        self._networkProducer.pauseProducing()
+        self._await()
+
+    def resumeProducing(self) -> None:
+        """All of it went out."""
+        super().resumeProducing()
+        self.paused = False
+        self._await()
+        super(HTTPChannel, self).dataReceived(b"")
+
+    def loseConnection(self) -> None:
+        """Closes the connection once the last answer went out, and in any case after a while."""
+        super().loseConnection()
+        self._closing = True
+        self.setTimeout(IDLE_S)
+
+    def timeoutConnection(self) -> None:
+        """What was waited for did not come."""
+        if self._closing:
+            self.transport.abortConnection()
+        elif self._begun and not self.paused:
+            self.refuse(Refusal(408, "too-slow", "the request did not come in time"))
+        else:
+            self.loseConnection()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answers in place of a resource, and closes the connection."""
+        if self._next is None:
+            self.factory.responded("", refusal.status)
+            self._make_way(LastWord(self.transport, refusal.answer(), self.factory.reactor))
+
+    def upgrade(self, request: Request, protocol: Any) -> None:
+        """Leaves the connection to a WebSocket protocol, which is given the request to parse its own handshake."""
+        head = [request.method + b" " + request.uri + b" " + request.clientproto]
+        for name, values in request.requestHeaders.getAllRawHeaders():
+            head += [name + b": " + value for value in values]
+        ahead, self._dataBuffer = b"".join(self._dataBuffer), []
+        self._make_way(protocol)
+        protocol.makeConnection(self.transport)
+        self.transport.resumeProducing()  # it may be paused for what was read ahead
+        protocol.dataReceived(b"\r\n".join(head) + b"\r\n\r\n" + ahead)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        # HTTPChannel's one way to refuse a request; its own answer has no body and may be lost to a reset.
+        if self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders:
+            self.refuse(Refusal(431, "too-large", "the request's header is too large"))
+        else:
+            self.refuse(Refusal(400, "bad-request", "the request is not HTTP/1.1 as it should be"))
+
+    def _make_way(self, protocol: Any) -> None:
+        self._next = protocol
+        self.setTimeout(None)
+        self.setRawMode()  # what is left of the present chunk goes to rawDataReceived
+        self._networkProducer.unregisterProducer()
+        hand_over(self.transport, self, protocol)
+
+    def _await(self) -> None:
+        if self._next is None and not self._closing:
+            self.setTimeout(self.factory.header_timeout_s if self._begun and not self.paused else IDLE_S)
+
+
+class FrontRequest(Request):
+    """One request: its body bounded, its target in any form that a client may use."""
+
+    defaultContentType = None
+    channel: Any
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Part of the body; one that grows too large is not waited for."""
+        if self.content.tell() + len(data) > BODY_BYTES:
+            self.channel.refuse(too_large())
+        else:
+            self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Brings the target into origin form (RFC 9112 section 3.2), then answers."""
+        absolute = _ABSOLUTE.fullmatch(path)
+        if absolute is not None:
+            authority, path = absolute.groups()
+            path = path if path.startswith(b"/") else b"/" + path
+            self.requestHeaders.setRawHeaders(b"host", [authority])
+        elif not (path.startswith(b"/") or (path == b"*" and command == b"OPTIONS")):
+            self.channel.refuse(Refusal(400, "bad-request", "the request's target is not a path"))
+            return
+        super().requestReceived(command, path, version)
 
 
 class FrontSite(Site):
-    """The HTTP side of a listening endpoint."""
+    """The HTTP side of a listening endpoint.
 
-    displayTracebacks = False  # noqa: N815 (Twisted's name)
+    ``responded`` is called after each answer with its path ("/static" for all below it, "" where no resource
+    answered) and its status.
+    """
+
+    protocol: Any = FrontChannel
+    requestFactory = FrontRequest
+    displayTracebacks = False
     noisy = False
 
-    def __init__(self, root: Any, clock: Clock, debug: bool = False) -> None:
-        super().__init__(root, timeout=IDLE_S, reactor=clock)
+    def __init__(
+        self,
+        root: Any,
+        clock: Clock,
+        debug: bool = False,
+        *,
+        header_timeout_s: float = HEADER_S,
+        responded: Callable[[str, int], object] = lambda path, status: None,
+    ) -> None:
+        super().__init__(root, timeout=IDLE_S, reactor=clock, parsePOSTFormSubmission=False)
+        self.header_timeout_s = header_timeout_s
+        self.responded = responded
         self._debug = debug
 
-    def getContentFile(self, length: int | None) -> Body:
+    def startFactory(self) -> None:
+        """There is no access log to open."""
+
+    def stopFactory(self) -> None:
+        """Nor to close."""
+
+    def getContentFile(self, length: int | None) -> BytesIO:
         """Where a request's body goes."""
-        return Body()
+        return BytesIO()
 
     def log(self, request: Request) -> None:
-        """One debug event a request; twisted's access log is off."""
+        """One count and one debug event a request."""
+        segments = request.prepath or []
+        path = "/static" if segments[:1] == [b"static"] else "/" + b"/".join(segments).decode("latin-1")
+        self.responded(path, request.code)
         if self._debug:
             log.debug(
                 "{method} {path} {code}",
@@ -58,43 +239,21 @@ class FrontSite(Site):
             )
 
 
-def upgrade_to(factory: Any, admission: Admission) -> Callable[[Request], bool]:
-    """What an ``UpgradeResource`` calls for an upgrade on a connection that served requests before.
+def upgrade_to(factory: Any, admission: Admission) -> Callable[[Request], None]:
+    """What an ``UpgradeResource`` calls for a request on a connection that served others before.
 
-    Reverse proxies that keep connections open do that. The request is written out again for Autobahn, which
-    parses its own handshake.
+    Reverse proxies that keep connections open do that. Raises ``Refusal``, or leaves the connection to a protocol
+    of ``factory``.
     """
 
-    def upgrade(request: Request) -> bool:
-        fields = {
-            name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
-            for name, values in request.requestHeaders.getAllRawHeaders()
-        }
+    def upgrade(request: Request) -> None:
+        fields = fields_of(request)
         if not is_upgrade(fields):
-            return False
-        channel: Any = request.channel
-        transport = channel.transport
-        peer = transport.getPeer()
-        refusal = admission(getattr(peer, "host", "") or "", fields)
-        protocol = None if refusal is not None else factory.buildProtocol(peer)
-        if refusal is not None or protocol is None:
-            if refusal is not None:
-                transport.write(answer(refusal))
-            transport.loseConnection()
-            return True
-        channel.setTimeout(None)
-        transport.unregisterProducer()
-        channel.transport = None
-        for holder, slot in ((transport, "wrappedProtocol"), (transport, "protocol")):
-            if hasattr(holder, slot):
-                setattr(holder, slot, protocol)
-                break
-        protocol.makeConnection(transport)
-        transport.resumeProducing()  # twisted.web pauses reading while a request is answered
-        head = [request.method + b" " + request.uri + b" HTTP/1.1"]
-        for name, values in request.requestHeaders.getAllRawHeaders():
-            head += [name + b": " + value for value in values]
-        protocol.dataReceived(b"\r\n".join(head) + b"\r\n\r\n")
-        return True
+            raise upgrade_required()
+        channel = request.channel
+        refusal = admission(peer_host(channel.transport), fields)
+        if refusal is not None:
+            raise refusal
+        channel.upgrade(request, factory.buildProtocol(channel.transport.getPeer()))
 
     return upgrade
