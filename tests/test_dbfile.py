@@ -223,6 +223,7 @@ class LockTests(FileTestCase):
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
+        assert process.stdin is not None and process.stdout is not None
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.stdin.close)
         self.addCleanup(process.wait)
@@ -316,23 +317,22 @@ class NewFileTests(FileTestCase):
         whole = []
 
         def trace(_, sql, __):
-            whole.append(contents(self.folder).keys())
+            whole.append(sql)
             shutil.copytree(self.folder, self.folder.parent / f"crash{len(whole)}")
             return True
 
         self.folder = self.folder.resolve()
-        original = apsw.Connection
 
-        class Traced(original):
+        class Traced(apsw.Connection):
             def __init__(self, *arguments, **keywords):
                 super().__init__(*arguments, **keywords)
                 if arguments[0] == path:
                     self.set_exec_trace(trace)
 
         path = str(self.folder / "signaling.db")
-        self.patch(apsw, "Connection", Traced)
+        traced = self.patch(apsw, "Connection", Traced)
         Store.open(path, node_id="a").close()
-        apsw.Connection = original
+        traced.restore()
         self.assertGreater(len(whole), 10)
         for number in range(1, len(whole) + 1):
             crashed = self.folder.parent / f"crash{number}"

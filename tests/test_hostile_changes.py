@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import apsw
 from msgspec.structs import replace
 from twisted.trial.unittest import SynchronousTestCase
@@ -53,7 +55,8 @@ class HostileTests(SynchronousTestCase):
         """Any 16 bytes would be stored for ever as a database that never was."""
         change = Change("workers", pack_key(("w",)), "capacity", 7, 1, 1, b"t" * 16, 1, 0)
         self.assertEqual(self.store.merge([change], sender="x").refused, [("unknown site", 1)])
-        self.assertEqual(self.store.merge([change], sender="x", sites=[b"short", "x" * 16, None]).rows, [])
+        junk: Any = [b"short", "x" * 16, None]
+        self.assertEqual(self.store.merge([change], sender="x", sites=junk).rows, [])
         self.assertEqual(self.store.merge([change], sender="x", sites=[b"t" * 16]).refused, [])
 
     def test_sites_are_bounded(self):

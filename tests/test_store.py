@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.state.changes import BATCH_BYTES, START, Cursor
 from kollator.state.errors import StorageFailedError, StoreError
-from kollator.state.rows import AttachmentRow, FrontRow, PinRow, WorkerRow, row_key
+from kollator.state.rows import AttachmentRow, FrontRow, PinRow, Row, WorkerRow, row_key
 from kollator.state.store import Store
 from kollator.state.tables import TABLES, from_stored, is_canonical_cidr, table_of, to_stored
 
@@ -30,6 +31,11 @@ class StoreTestCase(SynchronousTestCase):
         store = Store.open(path, node_id=node, **keywords)
         self.addCleanup(store.close)
         return store
+
+
+def from_keys(kind: Any, count: int) -> Row:
+    """A row of that kind with its defaults."""
+    return kind(*["1"] * count)
 
 
 class RowTests(StoreTestCase):
@@ -105,7 +111,7 @@ class RowTests(StoreTestCase):
             WorkerRow("w1", region="x" * 65),
             WorkerRow("w1", region="\ud800"),
             WorkerRow("w1", address="x" * 256),
-            AttachmentRow("w1", "a", 1, "gone"),
+            AttachmentRow("w1", "a", 1, "gone"),  # type: ignore[arg-type]
             AttachmentRow("w1", "a", -1),
             AttachmentRow("w1", "a", 2**53 + 1),
             PinRow("10.0.0.1/8"),
@@ -130,7 +136,7 @@ class RowTests(StoreTestCase):
                 connection.execute(f"INSERT INTO {name} ({', '.join(keys)}) VALUES ({', '.join('1' for _ in keys)})")
                 stored = connection.execute(f"SELECT {', '.join(names)} FROM {name}").fetchall()[0]
                 connection.execute("ROLLBACK")
-                self.assertEqual(from_stored(table, stored), table.row(*["1"] * len(table.keys)), "defaults")
+                self.assertEqual(from_stored(table, stored), from_keys(table.row, len(keys)), "defaults")
 
 
 class OneWriterTests(StoreTestCase):
@@ -253,8 +259,13 @@ class OwnStateTests(StoreTestCase):
         """A vote in SQLite's NORMAL mode can be lost with the power, and is then given again."""
         store = self.open(path=self.mktemp())
         with store._database.use() as connection:
-            levels = []
-            connection.set_exec_trace(lambda _, sql, __: levels.append(sql) or True)
+            levels: list[str] = []
+
+            def trace(_, sql, __):
+                levels.append(sql)
+                return True
+
+            connection.set_exec_trace(trace)
             store.save_vote(1, "a")
             connection.set_exec_trace(None)
         self.assertLess(levels.index("PRAGMA synchronous=FULL"), levels.index("BEGIN IMMEDIATE"))
@@ -299,7 +310,7 @@ class FailureTests(StoreTestCase):
         """A read during another thread's transaction would see half of it, or end it."""
         store = self.open(path=self.mktemp())
         store.write([PinRow("10.0.0.0/8", "x")])
-        problems = []
+        problems: list[object] = []
 
         def work(name):
             try:
@@ -333,7 +344,7 @@ class FailureTests(StoreTestCase):
         self.assertEqual(self.open(image=store.image()).rows(), EVERY_KIND)
 
 
-text = st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=64)
+text = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=64)
 ids = st.from_regex(r"[A-Za-z0-9._:-]{1,64}", fullmatch=True)
 counters = st.integers(0, 2**53)
 cidrs = st.one_of(

@@ -2,125 +2,166 @@
 
 The store does the reading and merging; these decide what is to be read and sent next, notice a gap, and measure
 how far behind the peer is. A lost frame is a gap like any other, and ends in a ``Pull`` or in sending again.
+
+What a peer has only moves on, whatever is lost, doubled or late, until it says otherwise in a ``Pull``.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kollator.cluster.wire import HEARTBEAT_CHANGES_BYTES, Changes, Pull, Summary
 from kollator.state.changes import Batch, Cursor, change_bytes
 
 WINDOW = 4
 """The most batches that are sent and not acknowledged: 1 MiB."""
+MERGING_MAX = 2 * WINDOW
+"""The most batches of a peer that wait to be merged."""
 RESEND_S = 1.0
-"""A batch that is not acknowledged after that long is sent again."""
+"""A batch that is not acknowledged after that long, or four times the last round trip, is sent again."""
 GAP_S = 0.25
 """A peer that is ahead of what came from it for so long is asked for the rest."""
 
 
-class Read(NamedTuple):
-    """A stretch of the log to be read: after which cursor, and whose own writes may be left out."""
-
-    after: Cursor
-    exclude_site: bytes | None
+def _reaches(cursor: Cursor, other: Cursor) -> bool:
+    """Whether ``cursor`` is in the same opening of a log as ``other`` and not before it."""
+    return cursor.epoch == other.epoch and cursor.db_version >= other.db_version
 
 
 class _Flight(NamedTuple):
     cursor: Cursor
+    last: bool
+    """It went to the log's end."""
     sent_at: float
     changes: Changes | None
     """Kept where it is small enough to go into a heartbeat."""
 
 
 class Outgoing:
-    """What a peer has of this front's log."""
+    """What a peer has of this front's log.
+
+    ``owe`` says that the peer should have the log up to here, ``next_read`` where to read on, and ``read`` takes
+    what was read and gives the frame to be sent.
+    """
 
     def __init__(self) -> None:
         self.acked: Cursor | None = None
         """The place in this log that the peer has on disk; None until it told."""
         self.latency_s: float | None = None
         """From sending to acknowledgement, the last time it was measured."""
-        self._sent: Cursor | None = None
-        self._site: bytes | None = None
+        self._due: Cursor | None = None
+        self._sent = Cursor()
+        self._site = b""
         self._whole = True
         self._reading = False
-        self._more = False
+        self._void = False
+        self._answer = False
         self._flight: deque[_Flight] = deque()
         self._behind_since: float | None = None
 
-    def pulled(self, pull: Pull) -> None:
+    @property
+    def due(self) -> Cursor | None:
+        """The place up to which the peer should have this log by now; None before it has pulled."""
+        return self._due
+
+    @property
+    def in_flight(self) -> int:
+        """How many batches are sent and not acknowledged."""
+        return len(self._flight)
+
+    def pulled(self, pull: Pull, head: Cursor, now: float) -> None:
         """The peer asks for the log from a place on: whatever is under way is void."""
         self.acked = self._sent = pull.after
         self._site = pull.site
         self._whole = not pull.without_own
-        self._more = True
+        self._answer = True
+        self._void = self._reading
         self._flight.clear()
+        self._due = head
+        self._behind_since = None if pull.after == head else now
 
-    def next_read(self, head: Cursor, now: float) -> Read | None:
-        """What to read now, if anything; ``read`` must follow, or ``read_failed``."""
-        if self._sent is None or self._reading:
-            return None
-        if head != self.acked and self._behind_since is None:
+    def owe(self, head: Cursor, now: float) -> None:
+        """The peer should have the log up to ``head``, its end."""
+        if self.acked is None or self.acked == head:
+            return
+        self._due = head
+        if self._behind_since is None:
             self._behind_since = now
-        if self._flight and now - self._flight[0].sent_at > RESEND_S:
+
+    def next_read(self, now: float) -> Cursor | None:
+        """The place to read on from, if anything is to be sent; ``read`` must follow, or ``read_failed``."""
+        if self._due is None or self.acked is None or self._reading:
+            return None
+        if self._flight and now - self._flight[0].sent_at > max(RESEND_S, 4 * (self.latency_s or 0.0)):
             self._sent = self.acked
             self._flight.clear()
-        if len(self._flight) >= WINDOW or self._sent is None or not (self._more or self._sent != head):
+        if len(self._flight) >= WINDOW or not (self._answer or not _reaches(self._sent, self._due)):
             return None
         self._reading = True
-        return Read(self._sent, None if self._whole else self._site)
+        return self._sent
 
     def read(self, batch: Batch, now: float) -> Changes | None:
-        """What was read: the frame to send, or None when a ``Pull`` has made it void."""
-        self._reading = False
-        if self._sent is None or batch.since != self._sent:
+        """What was read, nobody's writes left out: the frame to send, or None when a ``Pull`` has made it void."""
+        void = self._void or batch.since != self._sent or self._due is None
+        self._reading = self._void = False
+        if void or self._due is None:
             return None
+        if not self._whole and not batch.rewound:
+            batch = _without(batch, self._site)
         changes = Changes.of(batch)
         self._sent = batch.cursor
-        self._more = batch.more
-        if not batch.more:
-            self._whole = False  # from here on it is pushed what it cannot have itself
+        self._answer = batch.more
+        if not _reaches(self._due, batch.cursor):
+            self._due = batch.cursor
         size_bytes = sum(change_bytes(change) for change in batch.changes)
-        self._flight.append(_Flight(batch.cursor, now, changes if size_bytes <= HEARTBEAT_CHANGES_BYTES else None))
+        small = size_bytes <= HEARTBEAT_CHANGES_BYTES
+        self._flight.append(_Flight(batch.cursor, not batch.more, now, changes if small else None))
         return changes
 
     def read_failed(self) -> None:
         """The store could not read; the next turn tries again."""
-        self._reading = False
+        self._reading = self._void = False
 
-    def acknowledged(self, cursor: Cursor, head: Cursor, now: float) -> None:
+    def acknowledged(self, cursor: Cursor, now: float) -> None:
         """The peer has everything up to ``cursor`` on its disk."""
-        if self._sent is None:
-            return
-        places = [flight.cursor for flight in self._flight]
-        if cursor in places:
-            for _ in range(places.index(cursor) + 1):
-                flight = self._flight.popleft()
-            self.latency_s = max(0.0, now - flight.sent_at)
-        elif cursor != self.acked and cursor != self._sent:
-            self._sent = cursor  # it stands elsewhere than thought: go on from there
-            self._flight.clear()
+        if self.acked is None or self._due is None or not _reaches(self._due, cursor) or _reaches(self.acked, cursor):
+            return  # of another log, or late
         self.acked = cursor
-        if cursor == head:
+        if not _reaches(self._sent, cursor):  # it was sent again meanwhile
+            self._sent = cursor
+            self._void = self._reading
+        while self._flight and _reaches(cursor, self._flight[0].cursor):
+            flight = self._flight.popleft()
+            self.latency_s = max(0.0, now - flight.sent_at)
+            if flight.last:
+                self._whole = False  # from here on it is pushed what it cannot have itself
+        if _reaches(cursor, self._due):
             self._behind_since = None
 
     def unacknowledged(self) -> Changes | None:
         """What a heartbeat carries along: the oldest batch under way, where it is small."""
         return self._flight[0].changes if self._flight else None
 
-    def lag_s(self, head: Cursor, now: float) -> float | None:
+    def lag_s(self, now: float) -> float | None:
         """How long the peer has been behind; where it is not, how long the last acknowledgement took."""
         if self.acked is None:
             return None
-        if head != self.acked and self._behind_since is not None:
-            return now - self._behind_since
+        if self._behind_since is not None:
+            return max(0.0, now - self._behind_since)
         return self.latency_s or 0.0
 
 
+def _without(batch: Batch, site: bytes) -> Batch:
+    changes = [change for change in batch.changes if change.site_id != site]
+    if len(changes) == len(batch.changes):
+        return batch
+    sites = [other for other in batch.sites if other != site]
+    return Batch(changes, batch.since, batch.cursor, batch.more, sites, batch.rewound)
+
+
 class Incoming:
-    """What this front has of a peer's log."""
+    """What this front has of a peer's log. ``site`` is this front's database, ``applied`` what it has stored."""
 
     def __init__(self, site: bytes, applied: Cursor, now: float) -> None:
         self.site = site
@@ -128,7 +169,8 @@ class Incoming:
         """The place in the peer's log that is on disk here."""
         self.complete = False
         """Everything that the peer had when it was last asked is here."""
-        self._merging = 0
+        self.merging = 0
+        """How many batches are being merged or wait for it."""
         self._asked_at = now
         self._heard_at = now
 
@@ -138,34 +180,39 @@ class Incoming:
         self._asked_at = now
         return Pull(self.applied, self.site)
 
-    def arrived(self, now: float) -> bool:
-        """A batch came: whether it is to be merged; when too many wait already, it is let go and asked for again."""
+    def arrived(self, batch: Batch, now: float) -> Literal["new", "known", "too-many"]:
+        """A batch came. A ``new`` one is to be merged, and ``merged`` or ``merge_failed`` to follow; one that is
+        ``known`` only to be acknowledged; with ``too-many`` waiting it is let go, and will be sent again.
+        """
         self._heard_at = now
-        if self._merging >= 2 * WINDOW:
-            return False
-        self._merging += 1
-        return True
+        if _reaches(self.applied, batch.cursor):
+            self.complete = self.complete or not batch.more
+            return "known"
+        if self.merging >= MERGING_MAX:
+            return "too-many"
+        self.merging += 1
+        return "new"
 
     def merged(self, batch: Batch, applied: Cursor, now: float) -> bool:
         """A batch was merged and ``applied`` is the place that holds now. True: there is a gap, so pull."""
-        self._merging -= 1
+        self.merging -= 1
         self.applied = applied
-        if applied != batch.cursor:
-            return self._may_ask(now)
+        if not _reaches(applied, batch.cursor):
+            return not self.merging and self._may_ask(now)
         if not batch.more:
             self.complete = True
         return False
 
     def merge_failed(self) -> None:
-        """The store could not merge; the peer is asked again when its next summary shows the gap."""
-        self._merging -= 1
+        """The store could not merge; the batch is sent again."""
+        self.merging -= 1
 
     def summarised(self, summary: Summary, now: float) -> bool:
-        """The peer tells where its log ends. True: something is missing for a while, so pull."""
-        if summary.head == self.applied:
+        """The peer tells how far its log should be here. True: something is missing for a while, so pull."""
+        if _reaches(self.applied, summary.head):
             self.complete = True
             return False
-        return not self._merging and now - self._heard_at > GAP_S and self._may_ask(now)
+        return not self.merging and now - self._heard_at > GAP_S and self._may_ask(now)
 
     def _may_ask(self, now: float) -> bool:
         return now - self._asked_at > GAP_S

@@ -28,23 +28,23 @@ class Loop(Service):
         clock: Clock,
         failed: Callable[[str], object] = lambda name: None,
     ) -> None:
-        self.name = name
+        self.name: Any = name
         self._turn = turn
         self._interval_s = interval_s
         self._failed = failed
-        self._call: Any = LoopingCall(self._guarded)
-        self._call.clock = clock
+        call: Any = LoopingCall(self._guarded)
+        call.clock = clock
+        self._call = call
 
     def startService(self) -> None:
         """Begins, one interval from now."""
         super().startService()
-        running = self._call.start(self._interval_s, now=False)
-        running.addErrback(lambda failure: log.failure("loop {name} ended", failure=failure, name=self.name))
+        self._call.start(self._interval_s, now=False)
 
     def stopService(self) -> None:
         """Ends."""
         super().stopService()
-        if self._call.running:
+        if self._call.running:  # not when the service never ran
             self._call.stop()
 
     def _guarded(self) -> None:

@@ -1,29 +1,27 @@
 """The health monitor: pings the workers that this front holds and tells who fell silent and who came back.
 
-What is due when is the ``HealthBook``'s affair (pure); this is its clockwork, turned by a LoopingCall.
+What is due when is the ``HealthBook``'s affair; this asks it, by a clock that it is given, and acts on the answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.logger import Logger
-
 from kollator.clock import Clock
 from kollator.pool.health import HealthBook
 
-log = Logger("kollator:pool")
-
 TURN_S = 0.05
 """How often the book is asked, in seconds: how exact the time-out is."""
+
+_NUMBER_DIGITS = 20
 
 
 class HealthMonitor:
     """Watches the workers of one front.
 
-    ``ping`` sends a ping with a number to a worker's connection. ``unwell`` and ``well`` are called when a worker
-    becomes unusable and usable again; ``phase`` draws a number from 0 to 1 that spreads the pings over the
-    interval; ``answered`` takes each round trip in seconds.
+    ``ping`` sends a ping with a number to a worker's connection. ``unwell`` (with the reason) and ``well`` are called
+    when a worker becomes unusable and usable again; ``phase`` draws a number from 0 to 1 that spreads the pings over
+    the interval; ``answered`` takes each round trip in seconds.
     """
 
     def __init__(
@@ -32,7 +30,7 @@ class HealthMonitor:
         clock: Clock,
         *,
         ping: Callable[[str, int], object],
-        unwell: Callable[[str], object],
+        unwell: Callable[[str, str], object],
         well: Callable[[str], object],
         phase: Callable[[], float],
         answered: Callable[[float], object] = lambda rtt_s: None,
@@ -49,8 +47,7 @@ class HealthMonitor:
         """The worker is connected to this front now."""
         hold_s = self._book.joined(worker, self._clock.seconds(), self._phase())
         if hold_s > 0:
-            log.info("worker {worker} is held down for {hold_s:g} s", worker=worker, hold_s=hold_s)
-            self._unwell(worker)
+            self._unwell(worker, f"it came back after falling out and is held down for {hold_s:g} s")
 
     def left(self, worker: str) -> None:
         """The connection is gone."""
@@ -58,23 +55,17 @@ class HealthMonitor:
 
     def ponged(self, worker: str, payload: bytes) -> None:
         """A pong came from a worker."""
-        if payload.isdigit() and len(payload) <= 20:
+        if payload.isdigit() and len(payload) <= _NUMBER_DIGITS:
             answer = self._book.answered(worker, self._clock.seconds(), int(payload))
             if answer is not None:
                 self._answered(answer.rtt_s)
-                if answer.hold_s:
-                    log.info(
-                        "worker {worker} answers again, usable in {hold_s:g} s", worker=worker, hold_s=answer.hold_s
-                    )
 
     def turn(self) -> None:
         """One round: who fell silent, who is back, whom to ping."""
         now = self._clock.seconds()
         for worker in self._book.overdue(now):
-            log.info("worker {worker} did not answer in time", worker=worker)
-            self._unwell(worker)
+            self._unwell(worker, "it did not answer a ping in time")
         for worker in self._book.recovered(now):
-            log.info("worker {worker} is usable again", worker=worker)
             self._well(worker)
         for ping in self._book.due(now):
             self._ping(ping.worker, ping.number)

@@ -44,6 +44,11 @@ class Roster:
         held = self._held.get(worker)
         return held.sessions if held is not None else 0
 
+    def rows(self, worker: str) -> list[Row]:
+        """The rows of a worker as it stands; none when it is not held."""
+        held = self._held.get(worker)
+        return [held.worker, held.attachment] if held is not None else []
+
     def joined(self, worker: WorkerRow, token: object) -> list[Row]:
         """A worker registered. ``token`` names this connection of it: a newer one takes its place."""
         attachment = AttachmentRow(worker.id, self._front, self._incarnation, "up")

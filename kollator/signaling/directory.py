@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from kollator.signaling.connection import Claim, Connection, Stage
+from kollator.signaling.decoding import Refused
 from kollator.signaling.interfaces import Note, Registrar, Tally
 from kollator.signaling.mailboxes import Absent, Mailboxes
-from kollator.signaling.messages import Close, Refused, encode
+from kollator.signaling.messages import Close, encode
 
 
 class Directory:

@@ -1,128 +1,91 @@
-"""``WS /signaling`` on Autobahn: frames in, the switchboard decides, frames out (RFC 6455)."""
+"""``WS /signaling``: what comes over each WebSocket goes to the switchboard; the factory has what they share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.types import ConnectionRequest
-from twisted.internet.interfaces import IPushProducer
+from autobahn.twisted.websocket import WebSocketServerFactory
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
 from twisted.logger import Logger
-from zope.interface import implementer
 
-from kollator.clock import Clock
+from kollator.clock import Call, Clock
 from kollator.guard.limits import Allowance
-from kollator.signaling.connection import Connection
-from kollator.signaling.messages import MESSAGE_BYTES, SUBPROTOCOL, Close
+from kollator.signaling.connection import Connection, Stage
+from kollator.signaling.messages import SUBPROTOCOL, Close
 from kollator.signaling.switchboard import Switchboard
+from kollator.signaling.websocket import CLOSE_TIMEOUT_S, PeerLog, TextSocket
 
 log = Logger("kollator:signaling")
 
-CLOSE_TIMEOUT_S = 3.0
-"""How long a peer has to answer a close frame before the connection is dropped."""
-PAUSED_BYTES = 65_536
-"""What Twisted holds back before it pauses a producer: so much waits at least when ``pauseProducing`` is called."""
 
-
-@implementer(IPushProducer)
-class SignalingProtocol(WebSocketServerProtocol, Connection):  # type: ignore[misc]
-    """One connection. The factory has what all of them share."""
+class SignalingProtocol(TextSocket, Connection):  # type: ignore[misc]
+    """One connection: a WebSocket to its peer, a ``Connection`` to the switchboard."""
 
     factory: SignalingFactory
-    transport: Any
-    held_back = -1
-    """Bytes written since the transport asked for a pause; -1 while it takes everything."""
-    heard = True
-    """Something came since the last keep-alive ping."""
     admitted = False
-
-    # -- Autobahn's hooks -------------------------------------------------------------------------------------------
+    origin_permitted = False
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
-        """Selects the subprotocol; a client that offers none speaks v1."""
-        host = getattr(self.transport.getPeer(), "host", "") or ""
-        self.address = self.factory.address_of(host, request.headers)
-        self.origin_permitted = self.factory.origin_permitted(host, request.headers, self.transport)
+        """Selects the subprotocol; a client that offers none speaks v1. No extension is negotiated."""
+        self.websocket_extensions: list[object] = []
+        peer = self.peer or ""
+        try:
+            self.address = self.factory.address_of(peer, request.headers)
+            self.origin_permitted = self.factory.origin_permitted(peer, request.headers, self.transport)
+        except Exception:
+            log.failure("the handshake of a connection could not be judged")
+            raise ConnectionDeny(ConnectionDeny.INTERNAL_SERVER_ERROR, "internal error") from None
         return SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
 
-    def onOpen(self) -> None:
-        """Admits the connection, or closes it with the reason."""
-        self.transport.registerProducer(self, True)
+    def handshake_failed(self) -> None:
+        """Is counted."""
+        self.factory.refused("header")
+
+    def admit(self) -> None:
+        """The factory takes it, or closes it with the reason."""
         self.factory.opened(self)
 
-    def onMessageBegin(self, isBinary: bool) -> None:
-        """A binary message is refused at its first frame, not collected."""
-        if isBinary:
-            self.failedByMe = True
-            self.factory.end(self, Close.BINARY, "text messages only")
-        super().onMessageBegin(isBinary)
+    def received(self, text: bytes) -> None:
+        """The switchboard's affair."""
+        factory = self.factory
+        try:
+            factory.switchboard.receive(self, text, factory.clock.seconds())
+        except Exception:
+            log.failure("a message of connection {id!r} could not be handled", id=self.id)
+            factory.switchboard.failed(self, factory.clock.seconds())
 
-    def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """One complete text message, valid UTF-8."""
-        if self.state != self.STATE_OPEN:
-            return
-        self.heard = True
-        self.factory.received(self, payload)
+    def overflowed(self) -> None:
+        """Told, then closed (1009)."""
+        self.factory.switchboard.too_large(self, self.factory.clock.seconds())
 
-    def onPong(self, payload: bytes) -> None:
-        """An answer to a ping of the health monitor or of the keep-alive."""
-        self.heard = True
-        self.factory.ponged(self, payload)
+    def violated(self, code: int, reason: str) -> None:
+        """Closed."""
+        log.debug("connection {id!r} from {address}: {reason}", id=self.id, address=self.address, reason=reason)
+        self.factory.end(self, code, reason)
 
-    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
-        """The connection is over, whoever ended it and however far it had come."""
+    def ponged(self, payload: bytes) -> None:
+        """The health monitor's affair."""
+        self.factory.pong(self, payload)
+
+    def gone(self) -> None:
+        """The switchboard forgets it."""
+        self.factory.gone(self)
+
+    def closed(self) -> None:
+        """Is counted out."""
         self.factory.closed(self)
 
-    def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
-        # Autobahn's hook at the header of a frame that is too large: its payload is skipped, not collected.
-        self.failedByMe = True
-        self.factory.too_large(self)
 
-    # -- what the switchboard calls -----------------------------------------------------------------------------------
+class Timer:
+    """Autobahn's time-outs on the clock of the factory; its own timer takes the global reactor's, and rounds."""
 
-    def send(self, payload: bytes) -> bool:
-        """Writes one text message, unless more than the cap waits for this peer already: then it is cut (4413)."""
-        if self.state != self.STATE_OPEN:
-            return False
-        if self.held_back >= 0:
-            if PAUSED_BYTES + self.held_back + len(payload) > self.factory.write_buffer_bytes:
-                self.factory.end(self, Close.SLOW_CONSUMER, "too much waits to be written")
-                return False
-            self.held_back += len(payload)
-        self.sendMessage(payload)
-        return True
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
 
-    def close(self, code: int, reason: str) -> None:
-        """Starts the closing handshake with one of the contract's codes."""
-        if self.state == self.STATE_OPEN:
-            self.sendCloseFrame(code=code, reasonUtf8=reason.encode("utf-8")[:123])
-
-    # -- keep-alive and health ----------------------------------------------------------------------------------------
-
-    def ping(self, payload: bytes) -> None:
-        """Sends a ping (RFC 6455 section 5.5.2)."""
-        if self.state == self.STATE_OPEN:
-            self.sendPing(payload)
-
-    def drop(self, reason: str) -> None:
-        """Ends the TCP connection without a closing handshake: the peer is not there any more."""
-        self.wasNotCleanReason = reason
-        self.wasClean = True  # keeps Autobahn from a warning a connection
-        self.dropConnection(abort=True)
-
-    # -- IPushProducer: the transport tells when it is behind ---------------------------------------------------------
-
-    def pauseProducing(self) -> None:
-        """More waits than the transport likes."""
-        self.held_back = 0
-
-    def resumeProducing(self) -> None:
-        """All of it went out."""
-        self.held_back = -1
-
-    def stopProducing(self) -> None:
-        """The transport is gone."""
+    def call_later(self, delay_s: float, call: Callable[..., Any], *args: Any) -> Call:
+        """As Autobahn calls it."""
+        return self._clock.callLater(delay_s, call, *args)
 
 
 class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
@@ -130,10 +93,11 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     ``address_of`` and ``origin_permitted`` read the handshake's headers, ``admit`` and ``release`` count
     connections for an IP address (``admit`` returns why not, or None), ``allowance_of`` gives the message rate for
-    an address (None: any).
+    an address (None: any). ``refused`` takes the reason why a connection was turned away.
     """
 
     protocol: Any = SignalingProtocol
+    log: Any = PeerLog()
     noisy = False
 
     def __init__(
@@ -151,77 +115,61 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         super().__init__(protocols=[SUBPROTOCOL], server="", reactor=reactor)
+        self._batched_timer = Timer(reactor)
         self.setProtocolOptions(
+            versions=[13],
             webStatus=False,
-            maxFramePayloadSize=0,
-            maxMessagePayloadSize=MESSAGE_BYTES,
+            allowNullOrigin=True,  # origins are the guard's affair, ``origin_permitted``
             failByDrop=False,
             openHandshakeTimeout=handshake_timeout_s,
             closeHandshakeTimeout=CLOSE_TIMEOUT_S,
-            tcpNoDelay=True,
         )
         self.clock = reactor
         self.switchboard = switchboard
         self.address_of = address_of
         self.origin_permitted = origin_permitted
+        self.refused = refused
         self.write_buffer_bytes = write_buffer_bytes
         self.waiting: dict[SignalingProtocol, float] = {}
-        """The connections that were not welcomed yet, each with the time it opened, the oldest first."""
+        """The connections that may not be welcomed yet, each with the time it opened, the oldest first."""
         self.pong: Callable[[SignalingProtocol, bytes], None] = lambda connection, payload: None
         self._admit = admit
         self._release = release
         self._allowance_of = allowance_of
-        self._refused = refused
 
     def opened(self, connection: SignalingProtocol) -> None:
         """The handshake is done: the connection counts from here, or is closed with the reason."""
         if not connection.origin_permitted:
-            self._refused("origin")
-            connection.close(Close.NOT_ALLOWED, "origin not allowed")
+            self.refused("origin")
+            self.end(connection, Close.NOT_ALLOWED, "origin not allowed")
             return
         reason = self._admit(connection.address)
         if reason is not None:
-            self._refused(reason)
-            connection.close(Close.TRY_AGAIN_LATER, "too many connections")
+            self.refused(reason)
+            self.end(connection, Close.TRY_AGAIN_LATER, "too many connections")
             return
         connection.admitted = True
         connection.allowance = self._allowance_of(connection.address)
         self.waiting[connection] = self.clock.seconds()
 
-    def received(self, connection: SignalingProtocol, payload: bytes) -> None:
-        """One text message of an open connection."""
-        if not connection.admitted:
-            return
-        try:
-            self.switchboard.receive(connection, payload, self.clock.seconds())
-        except Exception:
-            log.failure("a message of connection {id!r} could not be handled", id=connection.id)
-            self.end(connection, Close.INTERNAL, "internal error")
-        if connection.stage > 2 and connection in self.waiting:
-            del self.waiting[connection]
-
-    def too_large(self, connection: SignalingProtocol) -> None:
-        """A message over the limit began."""
-        self.switchboard.too_large(connection, self.clock.seconds())
-
-    def ponged(self, connection: SignalingProtocol, payload: bytes) -> None:
-        """A pong came."""
-        self.pong(connection, payload)
-
     def end(self, connection: Connection, code: int, reason: str) -> None:
-        """Closes a connection that broke a rule of the wire."""
+        """Closes a connection from this side."""
         self.switchboard.end(connection, code, reason, self.clock.seconds())
+
+    def gone(self, connection: SignalingProtocol) -> None:
+        """Nothing can be sent to a connection any more."""
+        self.switchboard.closed(connection, self.clock.seconds())
 
     def closed(self, connection: SignalingProtocol) -> None:
         """A connection is over."""
+        self.gone(connection)
         self.waiting.pop(connection, None)
-        self.switchboard.closed(connection, self.clock.seconds())
         if connection.admitted:
             connection.admitted = False
             self._release(connection.address)
 
     def expire(self, hello_timeout_s: float) -> None:
-        """Closes the connections that said no ``hello`` in time (4408)."""
+        """Closes the connections that were not ready to be welcomed in time (4408)."""
         now = self.clock.seconds()
         late = []
         for connection, since in self.waiting.items():
@@ -229,7 +177,9 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
                 break
             late.append(connection)
         for connection in late:
-            self.waiting.pop(connection, None)
-            if connection.stage <= 1:
-                self._refused("no-hello")
+            if connection.stage is Stage.JOINING:
+                continue  # it waits for us
+            del self.waiting[connection]
+            if connection.stage < Stage.JOINING:
+                self.refused("no-hello")
                 self.end(connection, Close.NO_HELLO, "no hello in time")

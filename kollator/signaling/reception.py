@@ -10,6 +10,7 @@ from kollator.guard.keys import front_mac, matching_key
 from kollator.guard.limits import Allowance
 from kollator.guard.tickets import CLIENT_ID_RANDOM_BYTES, BadTicket, TicketBook, client_id
 from kollator.signaling.connection import Claim, Connection, Stage
+from kollator.signaling.decoding import Refused, ref_of
 from kollator.signaling.directory import Directory
 from kollator.signaling.interfaces import Note, Registrar, Tally
 from kollator.signaling.messages import (
@@ -20,11 +21,9 @@ from kollator.signaling.messages import (
     Hello,
     IceServer,
     Limits,
-    Refused,
     Welcome,
     WorkerWelcome,
     encode,
-    ref_of,
 )
 
 BURST_S = 4.0

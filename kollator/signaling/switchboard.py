@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-
-
 from kollator.guard.limits import Allowance
 from kollator.guard.tickets import TicketBook
 from kollator.signaling.connection import Connection, Stage
+from kollator.signaling.decoding import Refused, addressed, decode, ref_of
 from kollator.signaling.directory import Directory
 from kollator.signaling.interfaces import Assigner, Elsewhere, Note, Outcome, Registrar, Tally
 from kollator.signaling.messages import (
@@ -35,15 +34,10 @@ from kollator.signaling.messages import (
     IceServer,
     Offer,
     OfferFrom,
-    Received,
-    Refused,
     Relayed,
     Status,
     WorkerLost,
-    addressed,
-    decode,
     encode,
-    ref_of,
 )
 from kollator.signaling.reception import BURST_S as BURST_S
 from kollator.signaling.reception import Reception

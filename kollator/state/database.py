@@ -50,9 +50,7 @@ class Database:
         self._has_log = False
 
     @classmethod
-    def open(
-        cls, path: str, library: str, *, synchronous: Synchronous, image: bytes | None = None
-    ) -> Database:
+    def open(cls, path: str, library: str, *, synchronous: Synchronous, image: bytes | None = None) -> Database:
         """Check the file, take its lock, connect. ``image`` is what a database in memory begins with.
 
         Raises ``StoreError``; the file is then as it was.
@@ -81,9 +79,7 @@ class Database:
 
     @contextmanager
     def use(self) -> Iterator[apsw.Connection]:
-        """The connection, for this thread alone. SQLite's errors become ``StoreError`` where it is
-        outermost.
-        """
+        """The connection, for this thread alone; SQLite's errors become ``StoreError`` at the outermost one."""
         with self._turn:
             self._depth += 1
             try:
@@ -182,9 +178,7 @@ class Database:
                 connection.execute("BEGIN IMMEDIATE; COMMIT").fetchall()
                 mode = connection.execute("PRAGMA journal_mode=WAL").fetchall()[0][0]
                 if mode != "wal":
-                    raise PathError(
-                        f"SQLITE_PATH: {self.path} can have no write-ahead log: name a local file"
-                    )
+                    raise PathError(f"SQLITE_PATH: {self.path} can have no write-ahead log: name a local file")
                 connection.execute(f"PRAGMA synchronous={self._synchronous}").fetchall()
             except apsw.Error as problem:
                 raise dbfile.failure(problem, self.path) from problem

@@ -69,9 +69,7 @@ def check_path(path: str) -> None:
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise PathError(f"SQLITE_PATH: {path} is {kind}: name a file")
     if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
-        raise PathError(
-            f"SQLITE_PATH: this user may not read and write {path}: allow it or name another file"
-        )
+        raise PathError(f"SQLITE_PATH: this user may not read and write {path}: allow it or name another file")
 
 
 def read_header(path: str) -> Header | None:
@@ -168,9 +166,7 @@ def failure(problem: apsw.Error, path: str) -> StoreError:
     Inside cr-sqlite's triggers and tables any trouble, a full disk too, comes out as "SQL logic error".
     """
     if isinstance(problem, (apsw.BusyError, apsw.LockedError)):
-        return LockedDatabaseError(
-            f"SQLITE_PATH: another process locks {path}: stop it, or name another file"
-        )
+        return LockedDatabaseError(f"SQLITE_PATH: another process locks {path}: stop it, or name another file")
     if isinstance(problem, (apsw.CorruptError, apsw.FormatError)):
         return corrupt(path, problem)
     if isinstance(problem, apsw.NotADBError):
@@ -179,8 +175,7 @@ def failure(problem: apsw.Error, path: str) -> StoreError:
         return StorageFailedError(f"SQLITE_PATH: no room left to write {path}: make room on its disk")
     if isinstance(problem, (apsw.ReadOnlyError, apsw.CantOpenError, apsw.PermissionsError)):
         return PathError(
-            f"SQLITE_PATH: this process cannot write {path} ({problem}): "
-            "check the permissions of it and its folder"
+            f"SQLITE_PATH: this process cannot write {path} ({problem}): check the permissions of it and its folder"
         )
     return StorageFailedError(f"SQLITE_PATH: {path}: {problem}: check that its disk has room and is sound")
 

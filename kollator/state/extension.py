@@ -52,8 +52,7 @@ def load(connection: apsw.Connection, path: str) -> None:
         connection.execute("SELECT crsql_db_version()").fetchall()
     except apsw.Error as problem:
         raise ExtensionError(
-            f"CRSQLITE_PATH: {path} does not load as cr-sqlite ({problem}): "
-            "name a library built for this machine"
+            f"CRSQLITE_PATH: {path} does not load as cr-sqlite ({problem}): name a library built for this machine"
         ) from None
 
 

@@ -15,10 +15,12 @@ told in. A cursor (e, n) is a place in this log only when e is one of its epochs
 e, which is where the next epoch began. If it is not, the peer gets everything again (``Batch.rewound``). The
 same holds after a loss of power with synchronous=NORMAL, which may take back the last transactions.
 
-A restored database has also lost writes of its own that its peers still hold, under the very site id that
-they exclude when they send to it, and it writes the same counters again with other values. Therefore, when a
-peer shows a cursor that this database does not know, ``Store.renew_site_id`` gives it a new site id: its
-former writes then come back as any other's, and the larger counters win. Once for each opening is enough.
+A restored database has also lost writes of its own that its peers still hold, under the very site id that they
+leave out when they send to it, and it uses the same counters again for other values. So a pull at connect leaves
+nothing out (pushes after it may), and brings those writes back; the larger counters win, and the front then says
+again what is true of it now (``Store.merge``). Such a write may still be on its way to a neighbour at that time,
+and would later be left out of a push. Therefore, when a peer shows a cursor that this database does not know,
+``Store.renew_site_id`` gives it a new site id, after which its former writes are like any other's.
 """
 
 from __future__ import annotations
@@ -57,9 +59,7 @@ def adopt(database: Database, node: str, new_id: NewId) -> Origin:
     Returns what the database is: ``new``, a ``copy``, or ``known``, the node's own from before.
     """
     with database.transaction() as connection:
-        names = {
-            name for (name,) in select(connection, "SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
+        names = {name for (name,) in select(connection, "SELECT name FROM sqlite_master WHERE type = 'table'")}
         if "crsql_site_id" not in names:
             # As cr-sqlite itself makes it; it takes the one it finds.
             connection.execute(
@@ -99,8 +99,7 @@ class Epochs:
         with database.transaction() as connection:
             connection.execute("INSERT OR IGNORE INTO identity (one, node) VALUES (1, ?)", (node,))
             connection.execute(
-                "INSERT INTO epochs (number, epoch, since)"
-                " SELECT coalesce(max(number), 0) + 1, ?, ? FROM epochs",
+                "INSERT INTO epochs (number, epoch, since) SELECT coalesce(max(number), 0) + 1, ?, ? FROM epochs",
                 (self.current, database.head),
             )
             connection.execute(

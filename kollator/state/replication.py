@@ -24,8 +24,7 @@ from kollator.state.rows import Row
 from kollator.state.tables import TABLES, from_stored
 
 SITES_MAX = 65_536
-"""Databases that this one has ever heard of: 1 MiB of ids. A front is a new one each time its file is
-wiped."""
+"""Databases that this one has ever heard of: 1 MiB of ids. A front is a new one with each new file."""
 
 _COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
 _ALL_SINCE = f"SELECT {_COLUMNS} FROM crsql_changes WHERE db_version > ? ORDER BY db_version, seq"
@@ -49,6 +48,7 @@ def _changed_since(name: str) -> str:
 
 
 _CHANGED_SINCE = {name: _changed_since(name) for name in TABLES}
+
 
 class MergeResult(NamedTuple):
     """What a merge did. ``rows`` are the rows that changed, as they are now; ``refused`` counts by reason."""
@@ -136,8 +136,8 @@ class Replication:
             _save_cursor(connection, sender, stored, cursor)
 
     def _insert_one_by_one(self, changes: list[Change], sender: str, stored: Cursor, cursor: Cursor) -> int:
+        """As ``_insert``, but leaves out the changes that are at fault; returns how many those are."""
         refused = 0
-        """As ``_insert``, and leaves out those that are at fault. Returns how many."""
         with self._database.transaction() as connection:
             for change in changes:
                 connection.execute("SAVEPOINT one")
@@ -173,9 +173,7 @@ class Replication:
 def _read(
     connection: apsw.Connection, after: int, exclude_site: bytes | None, limit_bytes: int
 ) -> tuple[list[Change], int, bool]:
-    """Changes in whole db_versions up to the limit (one at least), the last db_version read, and whether
-    there are more.
-    """
+    """Whole db_versions up to the limit (at least one), the last one's number, and whether there are more."""
     changes: list[Change] = []
     size_bytes = 0
     version = after

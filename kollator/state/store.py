@@ -161,9 +161,7 @@ class Store:
         for row in rows:
             newest[row_key(row)] = row
         with self._database.use() as connection:
-            writes = [
-                write for row in newest.values() if (write := self._difference(connection, row)) is not None
-            ]
+            writes = [write for row in newest.values() if (write := self._difference(connection, row)) is not None]
             for some in _portions(writes):
                 with self._database.transaction(durable=durable):
                     for sql, bindings, _ in some:
@@ -254,8 +252,7 @@ class Store:
         """Keep a small value of this front's own under a key. A copy of the file does not keep it."""
         with self._database.transaction() as connection:
             connection.execute(
-                "INSERT INTO meta (key, value) VALUES (?, ?)"
-                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 (key, value),
             )
 
@@ -351,6 +348,9 @@ class Store:
 
         A change that ``validate`` or cr-sqlite refuses is left out and counted, and the others are merged:
         the cursor moves past it, or one bad row would stop the sync for ever.
+
+        This front's own rows may be among those that changed, when this database was wiped or put back and
+        peers know a former life: then begin a new incarnation and write what is true now.
         """
         return self._replication.merge(changes, sender, since, cursor, sites)
 

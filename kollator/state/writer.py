@@ -7,13 +7,14 @@ thread, however many rows came meanwhile. So the queue is bounded by the number 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from kollator.clock import Call, Clock
+from kollator.state.errors import StoreError
 from kollator.state.rows import Row, row_key
 
 log = Logger("kollator:state")
@@ -24,12 +25,22 @@ RETRY_S = 1.0
 InThread = Callable[..., "Deferred[Any]"]
 """Runs a function, with its arguments, one at a time and in order, outside the reactor's thread."""
 
+_Key = tuple[str, ...]
+
 
 class RowStore(Protocol):
     """What is asked of the store."""
 
     def write(self, rows: Iterable[Row]) -> object:
-        """Stores rows in one transaction."""
+        """Stores rows in one transaction. Raises ``ValueError`` for a row that is not allowed, and writes none then."""
+
+    def put(self, key: str, value: int) -> object:
+        """Keeps a number that is not replicated."""
+
+
+class _Waiting(NamedTuple):
+    done: Deferred[None]
+    keys: frozenset[_Key]
 
 
 class Writer:
@@ -39,79 +50,118 @@ class Writer:
         self._store = store
         self._in_thread = in_thread
         self._clock = clock
-        self._pending: dict[tuple[str, ...], Row] = {}
-        self._waiting: list[Deferred[None]] = []
-        self._running: Deferred[Any] | None = None
+        self._pending: dict[_Key, Row] = {}
+        self._waiting: list[_Waiting] = []
+        self._running = False
         self._retry: Call | None = None
         self._stopped: Deferred[None] | None = None
+        self._probes = 0
         self.problem: str | None = None
         """Why the last write failed; None when it did not."""
 
     def write(self, rows: Iterable[Row]) -> Deferred[None]:
         """Queues rows. Fires when they are on disk, fails when they could not be written this time.
 
-        Rows whose write failed stay queued and are tried again, so a failure tells only that they are not
-        safe yet.
+        Rows whose write failed with a ``StoreError`` stay queued and are tried again, so that failure tells only
+        that they are not safe yet. A row that the store does not allow fails with its ``ValueError`` and is dropped.
+        After ``stop`` nothing is queued any more.
         """
+        if self._stopped is not None:
+            return fail(StoreError("SQLITE_PATH: the front is stopping, nothing more is written"))
+        keys = set()
         for row in rows:
             key = row_key(row)
+            keys.add(key)
             self._pending.pop(key, None)  # the newest statement goes last
             self._pending[key] = row
-        done: Deferred[None] = Deferred()
-        self._waiting.append(done)
+        waiting = _Waiting(Deferred(), frozenset(keys))
+        self._waiting.append(waiting)
         self._turn()
-        return done
+        return waiting.done
+
+    def probe(self) -> None:
+        """Finds out whether the database takes writes, when nothing else is being written: ``problem`` tells."""
+        if self._stopped is None:
+            self._turn(probe=True)
 
     def stop(self) -> Deferred[None]:
-        """Writes what waits, once, and fires when the thread is done with it. Nothing may be written after."""
-        self._stopped = Deferred()
-        stopped = self._stopped
+        """Writes what waits, once, and fires when the thread is done with it."""
+        stopped = self._stopped = Deferred()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         self._turn()
-        if self._running is None:
-            stopped.callback(None)
+        self._stop_if_idle()
         return stopped
 
-    def _turn(self) -> None:
-        if self._running is not None or self._retry is not None or not (self._pending or self._waiting):
+    def _turn(self, *, probe: bool = False) -> None:
+        if self._running or self._retry is not None or not (self._pending or self._waiting or probe):
             return
         batch, self._pending = self._pending, {}
         waiting, self._waiting = self._waiting, []
-        self._running = self._in_thread(self._store.write, list(batch.values()))
-        self._running.addCallbacks(self._written, self._failed, (waiting,), {}, (batch, waiting), {})
-        self._running.addErrback(lambda failure: log.failure("a write was followed by an error", failure=failure))
+        self._running = True
+        running = maybeDeferred(self._in_thread, self._store_batch, batch)
+        running.addCallbacks(self._written, self._failed, (waiting,), {}, (batch, waiting), {})
+        running.addErrback(lambda failure: log.failure("a write was followed by an error", failure=failure))
 
-    def _written(self, _: Any, waiting: list[Deferred[None]]) -> None:
-        self._running = None
+    def _store_batch(self, batch: dict[_Key, Row]) -> dict[_Key, ValueError]:
+        """In the thread: stores all, or all but those that are not allowed, which are returned."""
+        if not batch:
+            self._probes += 1
+            self._store.put("probe", self._probes)
+            return {}
+        try:
+            self._store.write(batch.values())
+            return {}
+        except ValueError:
+            return self._store_each(batch)
+
+    def _store_each(self, batch: dict[_Key, Row]) -> dict[_Key, ValueError]:
+        refused: dict[_Key, ValueError] = {}
+        for key, row in batch.items():
+            try:
+                self._store.write([row])
+            except ValueError as problem:
+                refused[key] = problem
+        return refused
+
+    def _written(self, refused: dict[_Key, ValueError], waiting: list[_Waiting]) -> None:
+        self._running = False
         if self.problem is not None:
             log.info("the database takes writes again")
         self.problem = None
-        for done in waiting:
-            done.callback(None)
-        self._next()
+        for key, problem in refused.items():
+            log.error("the row {key} was dropped: {problem}", key=repr(key), problem=str(problem))
+        for done, keys in waiting:
+            culprit = next((refused[key] for key in keys if key in refused), None)
+            if culprit is None:
+                done.callback(None)
+            else:
+                done.errback(culprit)
+        self._turn()
+        self._stop_if_idle()
 
-    def _failed(self, failure: Failure, batch: dict[tuple[str, ...], Row], waiting: list[Deferred[None]]) -> None:
-        self._running = None
+    def _failed(self, failure: Failure, batch: dict[_Key, Row], waiting: list[_Waiting]) -> None:
+        self._running = False
         self._pending = batch | self._pending  # what came meanwhile is newer
         if self.problem is None:
             log.error("the database does not take writes: {problem}", problem=failure.getErrorMessage())
         self.problem = failure.getErrorMessage()
-        for done in waiting:
-            done.errback(failure)
         if self._stopped is None:
             self._retry = self._clock.callLater(RETRY_S, self._try_again)
-        else:
-            log.error("{count} rows were not written before the stop", count=len(self._pending))
+        for done, _ in waiting:
+            done.errback(failure)
+        if self._stopped is not None:
+            if self._pending:
+                log.error("{count} rows were not written before the stop", count=len(self._pending))
+            for done, _ in self._waiting:
+                done.errback(failure)
+            self._stop_if_idle()
+
+    def _stop_if_idle(self) -> None:
+        if self._stopped is not None and not self._running and not self._stopped.called:
             self._stopped.callback(None)
 
     def _try_again(self) -> None:
         self._retry = None
-        self._turn()
-
-    def _next(self) -> None:
-        if self._pending or self._waiting:
-            self._turn()
-        elif self._stopped is not None:
-            self._stopped.callback(None)
+        self._turn(probe=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib.resources import files
+from pathlib import PurePath
 
 import attrs
 
@@ -14,15 +15,20 @@ CONTENT_TYPES = {
     ".svg": b"image/svg+xml",
 }
 
-PAGE_HEADERS = {
-    # The page loads its own scripts and styles only, and speaks to fronts only: WebSocket and fetch.
-    b"content-security-policy": (
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        b"connect-src 'self' ws: wss: http: https:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    b"x-frame-options": b"DENY",
-    b"referrer-policy": b"no-referrer",
-    b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+HEADERS = {
+    ".html": {
+        # The page loads its own scripts and styles only. The signaling URL names the host that the browser used, but
+        # not every browser counts ws: of the page's own host as 'self'.
+        b"content-security-policy": (
+            b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+            b"connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+        b"x-frame-options": b"DENY",
+        b"referrer-policy": b"no-referrer",
+        b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+    },
+    # Pages of other origins import the client library from here; it is the same for everybody.
+    ".js": {b"access-control-allow-origin": b"*"},
 }
 CACHE = b"no-cache"
 """Copies are kept and asked about each time (a 304 costs little): page and scripts are always of one version."""
@@ -38,29 +44,16 @@ class Asset:
     headers: dict[bytes, bytes]
 
 
-@attrs.frozen
-class Assets:
-    """All files by name."""
-
-    files: dict[bytes, Asset]
-
-    def page(self, name: bytes) -> Asset:
-        """One of the HTML pages."""
-        return self.files[name]
-
-
-def load_assets() -> Assets:
-    """The files of ``kollator/web/static``."""
+def load_assets() -> dict[bytes, Asset]:
+    """The files of ``kollator/web/static`` by name."""
     found: dict[bytes, Asset] = {}
     for entry in files("kollator.web").joinpath("static").iterdir():
-        suffix = entry.name[entry.name.rfind(".") :]
+        suffix = PurePath(entry.name).suffix
         content_type = CONTENT_TYPES.get(suffix)
         if content_type is None or not entry.is_file():
             continue
         body = entry.read_bytes()
-        headers = {b"cache-control": CACHE}
-        if suffix == ".html":
-            headers |= PAGE_HEADERS
         etag = b'"%s"' % hashlib.sha256(body).hexdigest()[:32].encode("ascii")
+        headers = {b"cache-control": CACHE, b"etag": etag, **HEADERS.get(suffix, {})}
         found[entry.name.encode("ascii")] = Asset(content_type, body, etag, headers)
-    return Assets(found)
+    return found

@@ -5,8 +5,8 @@ What the endpoints tell comes from ``Views``, callables that the front is wired 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -15,27 +15,25 @@ from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from kollator.web.answers import Bootstrap, BootstrapRequest, ErrorBody, Explanation, Failing, Health, Workers
-from kollator.web.pages import Asset, Assets
+from kollator.guard.limits import retry_after_s
+from kollator.signaling.messages import Region
+from kollator.web.answers import Bootstrap, BootstrapRequest, Explanation, Health, Workers
+from kollator.web.pages import Asset
+from kollator.web.refusal import JSON, Refusal, phrase
 
 log = Logger("kollator:web")
 
-JSON = b"application/json; charset=utf-8"
 NO_WORKERS_RETRY_S = 3
 """What ``Retry-After`` says while there is no worker, in seconds."""
+DRAINING_RETRY_S = 1
+"""What it says while this front is about to stop: another one is there at once."""
 
-encode = msgspec.json.encode
+_encode = msgspec.json.encode
 _bootstrap_request = msgspec.json.Decoder(BootstrapRequest)
+_ETAG = re.compile(rb'"[^"]*"')
 
-
-class HttpError(Exception):
-    """An answer that is an error: status, the contract's code, what to tell people, more headers."""
-
-    def __init__(self, status: int, code: str, message: str, headers: dict[bytes, bytes] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.headers = headers or {}
+Answer = tuple[bytes, bytes]
+"""Content type and body."""
 
 
 class Caller(NamedTuple):
@@ -73,11 +71,28 @@ class Views(Protocol):
     def bootstrap(self, caller: Caller, region: str | None, exclude: Collection[str]) -> Bootstrap | None:
         """A new client and its worker; None when there is no worker."""
 
+    def bootstrap_refused(self, code: str) -> None:
+        """Counts a bootstrap that was answered with an error."""
+
     def metrics(self, accept: str) -> tuple[str, bytes]:
         """Content type and body for Prometheus."""
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of the signaling messages."""
+
+
+def fields_of(request: Request) -> dict[str, str]:
+    """A request's header fields: names in lower case, values that came several times joined by commas."""
+    return {
+        name.decode("latin-1").lower(): ", ".join(value.decode("latin-1") for value in values)
+        for name, values in request.requestHeaders.getAllRawHeaders()
+    }
+
+
+def upgrade_required() -> Refusal:
+    """What a path that only speaks WebSocket says to anything else (RFC 9110 section 15.5.22)."""
+    headers = {b"upgrade": b"websocket", b"connection": b"upgrade"}
+    return Refusal(426, "upgrade-required", "this path speaks WebSocket only", headers=headers)
 
 
 class JsonResource(Resource):
@@ -94,60 +109,60 @@ class JsonResource(Resource):
         """Nothing is below but what was put there."""
         return NotFound(self.views)
 
-    def render(self, request: Request) -> bytes | int:
+    def render(self, request: Request) -> int:
         """Answers with the method's result, or with the error in the contract's form."""
         request.setHeader(b"server", b"kollator-front")
         request.setHeader(b"x-content-type-options", b"nosniff")
         try:
-            content_type, body = self._answer(request)
-        except HttpError as error:
-            request.setResponseCode(error.status)
-            for name, value in error.headers.items():
-                request.setHeader(name, value)
-            content_type, body = JSON, encode(ErrorBody(Failing(error.code, str(error))))
+            answer = self._answer(request)
+        except Refusal as refusal:
+            answer = self._refused(request, refusal)
         except Exception:
             log.failure("a request to {path!r} could not be answered", path=request.path[:200])
-            request.setResponseCode(500)
-            content_type, body = JSON, encode(ErrorBody(Failing("internal", "the front could not answer this")))
-        if content_type:
-            request.setHeader(b"content-type", content_type)
-        request.setHeader(b"content-length", b"%d" % len(body))
-        if not request.responseHeaders.hasHeader(b"cache-control"):
-            request.setHeader(b"cache-control", b"no-store")
-        if request.method == b"HEAD":
-            request.write(b"")
-            return b""
-        return body
+            answer = self._refused(request, Refusal(500, "internal", "the front could not answer this"))
+        if answer is not None:
+            content_type, body = answer
+            if request.code not in (204, 304):  # RFC 9110 section 8.6
+                request.setHeader(b"content-type", content_type)
+                request.setHeader(b"content-length", b"%d" % len(body))
+            if not request.responseHeaders.hasHeader(b"cache-control"):
+                request.setHeader(b"cache-control", b"no-store")
+            request.write(body)  # which twisted.web leaves out after HEAD, 204 and 304
+            request.finish()
+        return NOT_DONE_YET
 
-    def _answer(self, request: Request) -> tuple[bytes, bytes]:
-        if getattr(request.content, "too_large", False):
-            raise HttpError(413, "too-large", "a request body has 65536 bytes at most")
+    def _answer(self, request: Request) -> Answer | None:
         methods = {b"GET": self.get, b"HEAD": self.get, b"POST": self.post}
-        allowed = sorted(name for name, answer in methods.items() if answer is not None)
-        allow = {b"allow": b", ".join([*allowed, b"OPTIONS"])}
-        if request.method == b"OPTIONS" and allowed:
-            return self.options(request, allow[b"allow"])
-        answer = methods.get(request.method)
-        if answer is None:
-            raise HttpError(405, "method-not-allowed", "this resource does not have that method", allow)
-        return self.encoded(answer(request))
+        allow = b", ".join(sorted([name for name, method in methods.items() if method is not None] + [b"OPTIONS"]))
+        if request.method == b"OPTIONS":
+            request.setHeader(b"allow", allow)
+            request.setResponseCode(204)
+            self.preflight(request)
+            return b"", b""
+        method = methods.get(request.method)
+        if method is None:
+            raise Refusal(405, "method-not-allowed", "this path does not have that method", headers={b"allow": allow})
+        return self.encoded(method(request))
 
-    def options(self, request: Request, allow: bytes) -> tuple[bytes, bytes]:
-        """Which methods there are."""
-        request.setResponseCode(204)
-        request.setHeader(b"allow", allow)
-        return b"", b""
+    def _refused(self, request: Request, refusal: Refusal) -> Answer:
+        request.setResponseCode(refusal.status, phrase(refusal.status))
+        for name, value in refusal.headers.items():
+            request.setHeader(name, value)
+        return JSON, refusal.body
 
-    def encoded(self, answer: Any) -> tuple[bytes, bytes]:
+    def preflight(self, request: Request) -> None:
+        """Adds what a page of another origin needs to know before it asks."""
+
+    def encoded(self, answer: Any) -> Answer | None:
         """Content type and bytes of what a method returned."""
-        return JSON, encode(answer)
+        return JSON, _encode(answer)
 
 
 class NotFound(JsonResource):
     """Where nothing is, whatever the method."""
 
-    def _answer(self, request: Request) -> tuple[bytes, bytes]:
-        raise HttpError(404, "not-found", "there is nothing at this path")
+    def _answer(self, request: Request) -> Answer | None:
+        raise Refusal(404, "not-found", "there is nothing at this path")
 
 
 class HealthResource(JsonResource):
@@ -176,7 +191,7 @@ class ReadyResource(JsonResource):
         """200, or 503 with the reason."""
         why_not = self.views.ready()
         if why_not is not None:
-            raise HttpError(503, why_not, f"this front takes no new clients: {why_not}")
+            raise Refusal(503, why_not, f"this front takes no new clients: {why_not}")
         return {"status": "ready"}
 
 
@@ -195,11 +210,14 @@ class AssignResource(JsonResource):
         """The assignment of ``ip``, with its reasons."""
         address = _argument(request, b"ip")
         if address is None:
-            raise HttpError(400, "bad-request", "the query needs ip=<IPv4 or IPv6 address>")
+            raise Refusal(400, "bad-request", "the query needs ip=<IPv4 or IPv6 address>")
+        region = _argument(request, b"region")
         try:
-            return self.views.explain(address, _argument(request, b"region"))
+            return self.views.explain(address, msgspec.convert(region, Region | None))
+        except msgspec.ValidationError:
+            raise Refusal(400, "bad-request", "region has 64 characters at most, none of them a control") from None
         except ValueError:
-            raise HttpError(400, "bad-request", "ip is not an IPv4 or IPv6 address") from None
+            raise Refusal(400, "bad-request", "ip is not an IPv4 or IPv6 address") from None
 
 
 class BootstrapResource(JsonResource):
@@ -209,35 +227,41 @@ class BootstrapResource(JsonResource):
         """A client id, its ticket and its worker."""
         caller = self.views.caller(request)
         self._share(request, caller)
+        try:
+            return self._begin(request, caller)
+        except Refusal as refusal:
+            self.views.bootstrap_refused(refusal.code)
+            raise
+
+    def _begin(self, request: Request, caller: Caller) -> Bootstrap:
         wait_s = self.views.throttle(caller)
         if wait_s > 0:
-            retry = {b"retry-after": b"%d" % max(1, math.ceil(wait_s))}
-            raise HttpError(429, "rate-limited", "too many bootstraps from this address", retry)
+            raise Refusal(429, "rate-limited", "too many bootstraps from this address", retry_after_s(wait_s))
         body = request.content.read()  # type: ignore[union-attr]
         try:
             asked = _bootstrap_request.decode(body) if body.strip() else BootstrapRequest()
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
-            raise HttpError(400, "bad-request", f"the body is not what is asked for: {str(problem)[:200]}") from None
+            raise Refusal(400, "bad-request", f"the body is not what is asked for: {str(problem)[:200]}") from None
+        if self.views.ready() == "draining":
+            raise Refusal(503, "draining", "this front is about to stop; ask another", DRAINING_RETRY_S)
         answer = self.views.bootstrap(caller, asked.region, asked.exclude or ())
         if answer is None:
-            retry = {b"retry-after": b"%d" % NO_WORKERS_RETRY_S}
-            raise HttpError(503, "no-workers", "no worker is connected; come back in a moment", retry)
+            raise Refusal(503, "no-workers", "no worker is connected; come back in a moment", NO_WORKERS_RETRY_S)
         return answer
 
-    def options(self, request: Request, allow: bytes) -> tuple[bytes, bytes]:
-        """A browser's preflight (Fetch standard, CORS protocol)."""
+    def preflight(self, request: Request) -> None:
+        """What a browser asks first for a page of another origin (Fetch standard, CORS protocol)."""
         if self._share(request, self.views.caller(request)):
             request.setHeader(b"access-control-allow-methods", b"POST")
             request.setHeader(b"access-control-allow-headers", b"content-type")
             request.setHeader(b"access-control-max-age", b"600")
-        return super().options(request, allow)
 
     def _share(self, request: Request, caller: Caller) -> bool:
         request.setHeader(b"vary", b"Origin")
-        origin = request.getHeader("origin")
-        if origin is None or not origin.isprintable() or not self.views.origin_permitted(origin, caller):
+        origin = fields_of(request).get("origin")
+        if origin is None or not self.views.origin_permitted(origin, caller):
             return False
-        request.setHeader("access-control-allow-origin", origin)
+        request.setHeader(b"access-control-allow-origin", origin.encode("latin-1"))
         request.setHeader(b"access-control-expose-headers", b"Retry-After")
         return True
 
@@ -247,9 +271,9 @@ class MetricsResource(JsonResource):
 
     def get(self, request: Request) -> tuple[str, bytes]:
         """The text that Prometheus scrapes."""
-        return self.views.metrics(request.getHeader("accept") or "")
+        return self.views.metrics(fields_of(request).get("accept", ""))
 
-    def encoded(self, answer: tuple[str, bytes]) -> tuple[bytes, bytes]:
+    def encoded(self, answer: tuple[str, bytes]) -> Answer:
         """As it is."""
         return answer[0].encode("ascii"), answer[1]
 
@@ -270,82 +294,71 @@ class AssetResource(JsonResource):
         self._asset = asset
 
     def get(self, request: Request) -> Asset:
-        """The file, with its headers."""
+        """The file, or 304 when the client's copy is the same (RFC 9110 section 13.1.2)."""
         asset = self._asset
         for name, value in asset.headers.items():
             request.setHeader(name, value)
-        request.setETag(asset.etag)  # answers 304 by itself where it matches
+        known = b",".join(request.requestHeaders.getRawHeaders(b"if-none-match", []))
+        if known.strip() == b"*" or asset.etag in _ETAG.findall(known):  # W/ makes no difference here
+            request.setResponseCode(304)
         return asset
 
-    def encoded(self, answer: Asset) -> tuple[bytes, bytes]:
+    def encoded(self, answer: Asset) -> Answer:
         """Its own type and bytes."""
         return answer.content_type, answer.body
-
-    def render(self, request: Request) -> bytes | int:
-        """As any, but nothing is sent where the client's copy is the same."""
-        body = super().render(request)
-        if request.code == 304:
-            request.responseHeaders.removeHeader(b"content-type")
-            request.responseHeaders.removeHeader(b"content-length")
-            return b""
-        return body
 
 
 class UpgradeResource(JsonResource):
     """The path of a WebSocket, for who comes with plain HTTP, or on a connection that served HTTP before.
 
-    ``upgrade`` takes the request's connection over; it returns False when the request asks for no WebSocket.
+    ``upgrade`` takes the request's connection over, or raises ``Refusal``.
     """
 
-    def __init__(self, views: Views, upgrade: Callable[[Request], bool]) -> None:
+    def __init__(self, views: Views, upgrade: Callable[[Request], None]) -> None:
         super().__init__(views)
         self._upgrade = upgrade
 
-    def render(self, request: Request) -> bytes | int:
-        """Hands the connection over, or says what is missing."""
-        if request.method == b"GET" and self._upgrade(request):
-            return NOT_DONE_YET
-        return super().render(request)
-
     def get(self, request: Request) -> None:
-        """Always 426 (RFC 9110 section 15.5.22)."""
-        headers = {b"upgrade": b"websocket", b"connection": b"upgrade"}
-        raise HttpError(426, "upgrade-required", "this path speaks WebSocket only", headers)
+        """Hands the connection over."""
+        if request.method == b"HEAD":
+            raise upgrade_required()
+        self._upgrade(request)
+
+    def encoded(self, answer: None) -> None:
+        """Nothing: the connection speaks WebSocket now."""
 
 
 def _argument(request: Request, name: bytes) -> str | None:
-    values = (request.args or {}).get(name)
+    values = (request.args or {}).get(name, [])
+    if len(values) > 1:
+        raise Refusal(400, "bad-request", f"{name.decode()} is in the query more than once")
     return values[0].decode("utf-8", "replace") if values else None
 
 
 def resource_tree(
-    views: Views, assets: Assets, upgrades: dict[bytes, Callable[[Request], bool]]
+    views: Views, assets: Mapping[bytes, Asset], upgrades: Mapping[bytes, Callable[[Request], None]]
 ) -> Resource:
     """The whole tree: ``upgrades`` maps the WebSockets' path segments to what takes a connection over."""
-    root = NotFound(views)
-
-    def put(parent: JsonResource, segment: bytes, child: Any) -> None:
-        parent.putChild(segment, child)
-
-    put(root, b"", AssetResource(views, assets.page(b"index.html")))
-    put(root, b"status", AssetResource(views, assets.page(b"status.html")))
-    static = NotFound(views)
-    for name, asset in assets.files.items():
-        put(static, name, AssetResource(views, asset))
-    put(root, b"static", static)
-    health = HealthResource(views)
-    put(health, b"live", LiveResource(views))
-    put(health, b"ready", ReadyResource(views))
-    put(root, b"health", health)
-    workers = WorkersResource(views)
-    put(workers, b"assign", AssignResource(views))
-    put(root, b"workers", workers)
-    put(root, b"bootstrap", BootstrapResource(views))
-    put(root, b"metrics", MetricsResource(views))
-    put(root, b"schema.json", SchemaResource(views))
-    for segment, upgrade in upgrades.items():
-        put(root, segment, UpgradeResource(views, upgrade))
-    favicon = assets.files.get(b"favicon.svg")
-    if favicon is not None:
-        put(root, b"favicon.ico", AssetResource(views, favicon))
+    root, static = NotFound(views), NotFound(views)
+    health, workers = HealthResource(views), WorkersResource(views)
+    tree: dict[JsonResource, dict[bytes, Any]] = {
+        root: {
+            b"": AssetResource(views, assets[b"index.html"]),
+            b"status": AssetResource(views, assets[b"status.html"]),
+            b"favicon.ico": AssetResource(views, assets[b"favicon.svg"]),
+            b"static": static,
+            b"health": health,
+            b"workers": workers,
+            b"bootstrap": BootstrapResource(views),
+            b"metrics": MetricsResource(views),
+            b"schema.json": SchemaResource(views),
+            **{segment: UpgradeResource(views, upgrade) for segment, upgrade in upgrades.items()},
+        },
+        static: {name: AssetResource(views, asset) for name, asset in assets.items()},
+        health: {b"live": LiveResource(views), b"ready": ReadyResource(views)},
+        workers: {b"assign": AssignResource(views)},
+    }
+    for parent, children in tree.items():
+        for segment, child in children.items():
+            parent.putChild(segment, child)
     return root

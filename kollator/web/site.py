@@ -8,8 +8,10 @@ from io import BytesIO
 from typing import Any
 
 from twisted.logger import Logger
-from twisted.web.http import HTTPChannel
-from twisted.web.server import Request, Site
+from twisted.protocols.basic import LineReceiver
+from twisted.web.http import HTTPChannel, Request
+from twisted.web.server import Request as ServerRequest
+from twisted.web.server import Site
 
 from kollator.clock import Clock
 from kollator.web.answers import BODY_BYTES
@@ -43,17 +45,12 @@ class FrontChannel(HTTPChannel):
     _closing = False
     _next: Any = None  # the protocol that has taken the connection over
 
-    def connectionMade(self) -> None:
-        """Waits for a first request."""
-        super().connectionMade()
-        self._await()
-
     def dataReceived(self, data: bytes) -> None:
         """Part of a request, or of several."""
         if data and not self._begun:
             self._begun = True
             self._await()
-        super(HTTPChannel, self).dataReceived(data)  # HTTPChannel's own would put its time-out off
+        LineReceiver.dataReceived(self, data)  # HTTPChannel's own would put the time-out off
 
     def headerReceived(self, line: bytes) -> bool:
         """One field of a header."""
@@ -102,7 +99,7 @@ class FrontChannel(HTTPChannel):
         """So much of the answers waits to be written that no more of the requests is read."""
         super().pauseProducing()
         self.paused = True  # LineReceiver's: what was read already waits too
-        self._networkProducer.pauseProducing()
+        self.transport.pauseProducing()
         self._await()
 
     def resumeProducing(self) -> None:
@@ -110,7 +107,7 @@ class FrontChannel(HTTPChannel):
         super().resumeProducing()
         self.paused = False
         self._await()
-        super(HTTPChannel, self).dataReceived(b"")
+        LineReceiver.dataReceived(self, b"")
 
     def loseConnection(self) -> None:
         """Closes the connection once the last answer went out, and in any case after a while."""
@@ -163,11 +160,12 @@ class FrontChannel(HTTPChannel):
             self.setTimeout(self.factory.header_timeout_s if self._begun and not self.paused else IDLE_S)
 
 
-class FrontRequest(Request):
+class FrontRequest(ServerRequest):
     """One request: its body bounded, its target in any form that a client may use."""
 
-    defaultContentType = None
+    defaultContentType = None  # noqa: N815 (Twisted's name)
     channel: Any
+    content: Any
 
     def handleContentChunk(self, data: bytes) -> None:
         """Part of the body; one that grows too large is not waited for."""
@@ -183,7 +181,9 @@ class FrontRequest(Request):
             authority, path = absolute.groups()
             path = path if path.startswith(b"/") else b"/" + path
             self.requestHeaders.setRawHeaders(b"host", [authority])
-        elif not (path.startswith(b"/") or (path == b"*" and command == b"OPTIONS")):
+        elif path == b"*" and command == b"OPTIONS":
+            path = b"/"  # about the server as a whole, of which this is as good as any
+        elif not path.startswith(b"/"):
             self.channel.refuse(Refusal(400, "bad-request", "the request's target is not a path"))
             return
         super().requestReceived(command, path, version)
@@ -197,8 +197,7 @@ class FrontSite(Site):
     """
 
     protocol: Any = FrontChannel
-    requestFactory = FrontRequest
-    displayTracebacks = False
+    requestFactory = FrontRequest  # noqa: N815 (Twisted's name)
     noisy = False
 
     def __init__(
@@ -227,9 +226,7 @@ class FrontSite(Site):
 
     def log(self, request: Request) -> None:
         """One count and one debug event a request."""
-        segments = request.prepath or []
-        path = "/static" if segments[:1] == [b"static"] else "/" + b"/".join(segments).decode("latin-1")
-        self.responded(path, request.code)
+        self.responded(_path_of(request), request.code)
         if self._debug:
             log.debug(
                 "{method} {path} {code}",
@@ -237,6 +234,11 @@ class FrontSite(Site):
                 path=request.path.decode("latin-1"),
                 code=request.code,
             )
+
+
+def _path_of(request: Any) -> str:
+    segments: list[bytes] = request.prepath
+    return "/static" if segments[0] == b"static" else "/" + b"/".join(segments).decode("latin-1")
 
 
 def upgrade_to(factory: Any, admission: Admission) -> Callable[[Request], None]:
@@ -250,7 +252,7 @@ def upgrade_to(factory: Any, admission: Admission) -> Callable[[Request], None]:
         fields = fields_of(request)
         if not is_upgrade(fields):
             raise upgrade_required()
-        channel = request.channel
+        channel: Any = request.channel
         refusal = admission(peer_host(channel.transport), fields)
         if refusal is not None:
             raise refusal

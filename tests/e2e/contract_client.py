@@ -108,15 +108,20 @@ def turn_credential(secret: str, username: str) -> str:
 
 
 class Peer:
-    """One WebSocket connection to ``/signaling``; pings are answered by a thread of the library."""
+    """One WebSocket connection to ``/signaling``; pings are answered by a thread of the library.
+
+    ``host`` is what the ``Host`` header says, where it is not the address that is connected to.
+    """
 
     def __init__(self, port: int, *, subprotocols: Sequence[str] | None = (SUBPROTOCOL,),
                  headers: Mapping[str, str] | None = None, origin: str | None = None,
-                 path: str = "/signaling", tls: ssl.SSLContext | None = None,
+                 path: str = "/signaling", host: str | None = None, tls: ssl.SSLContext | None = None,
                  compression: str | None = None) -> None:
-        url = f"wss://localhost:{port}{path}" if tls else f"ws://127.0.0.1:{port}{path}"
+        scheme, name = ("wss", "localhost") if tls else ("ws", "127.0.0.1")
+        url = f"{scheme}://{host or f'{name}:{port}'}{path}"
         opened = connect(
-            url, ssl=tls, subprotocols=list(subprotocols) if subprotocols else None,  # type: ignore[arg-type]
+            url, sock=socket.create_connection(("127.0.0.1", port), LIMIT_S), ssl=tls,
+            subprotocols=list(subprotocols) if subprotocols else None,  # type: ignore[arg-type]
             additional_headers=dict(headers or {}), origin=origin,  # type: ignore[arg-type]
             compression=compression, proxy=None, open_timeout=LIMIT_S, close_timeout=LIMIT_S,
             ping_interval=None, max_size=None, max_queue=None)

@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -73,7 +74,7 @@ class Front:
             command += ["--port", "0"]
         self.command = [*command, *options]
         self.environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
+            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
             "NODE_ID": "front-e2e",
             "HOST": "127.0.0.1",
             "STUN_SERVERS": "",
@@ -117,13 +118,21 @@ class Front:
         """Everything printed so far."""
         return "\n".join([*self.out, *self.err])
 
-    def ready(self) -> Front:
-        """Waits until every endpoint listens and returns the front. Raises ``AssertionError`` otherwise."""
+    def listening(self) -> Front:
+        """Waits until every endpoint is said to listen. Raises ``AssertionError`` when that does not come."""
         with self._news:
             self._news.wait_for(lambda: len(self.ports) >= self.endpoints or not self._open_streams, START_LIMIT_S)
         if len(self.ports) < self.endpoints:
             self.kill()
             raise AssertionError(f"the front did not get ready:\n{self.log}")
+        return self
+
+    def ready(self) -> Front:
+        """Waits as ``listening`` does, and until the first endpoint answers, if only to say "not like that"."""
+        self.listening()
+        with socket.create_connection(("127.0.0.1", self.port), START_LIMIT_S) as knock:
+            knock.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
+            knock.recv(4096)
         return self
 
     def signal(self, number: int = signal.SIGTERM) -> None:

@@ -185,15 +185,23 @@ class LoadTests(ContractTestCase):
         worker.report(101)
         self.assertEqual(self._state(worker), "full")
 
-    def test_overflow_is_explained(self) -> None:
-        """An operator who wonders why a client did not get its worker is told."""
+    def test_full_is_explained(self) -> None:
+        """An operator who wonders why a client did not get its worker is told what the client is told."""
         first, second = self.worker(), self.worker(self.w2)
-        chosen = self.ask("GET", "/workers/assign?ip=203.0.113.9").json()
+        chosen = self.ask("GET", "/workers/assign?ip=127.0.0.1").json()
         full, other = (first, second) if chosen["worker"] == first.id else (second, first)
         self.assertEqual(chosen["reason"], "ring")
         full.report(100)
-        why = self.ask("GET", "/workers/assign?ip=203.0.113.9").json()
-        self.assertEqual((why["worker"], why["reason"]), (other.id, "overflow"))
+        why = self.ask("GET", "/workers/assign?ip=127.0.0.1").json()
+        self.assertEqual(why["worker"], other.id)
+        self.assertEqual(self.bootstrap()["worker"]["id"], other.id)
+        other.report(100)
+        why = self.ask("GET", "/workers/assign?ip=127.0.0.1").json()
+        answer = self.ask("POST", "/bootstrap")
+        if why["worker"] is None:
+            self.assertEqual((answer.status, why["reason"]), (503, "no-workers"))
+        else:
+            self.assertEqual((answer.json()["worker"]["id"], why["reason"]), (why["worker"], "overflow"))
 
     def test_draining(self) -> None:
         """A draining worker gets nobody new, but whoever talks to it goes on."""
@@ -347,9 +355,7 @@ class HealthTests(ContractTestCase):
 
 
 class WorkersFileTests(ContractTestCase):
-    """WORKERS_FILE, REGION and a second start on the same database."""
-
-    folder = None
+    """WORKERS_FILE and REGION."""
 
     def setUp(self) -> None:
         if type(self)._front is None:
@@ -361,12 +367,13 @@ class WorkersFileTests(ContractTestCase):
                                       folder=folder).ready()
         super().setUp()
 
-    def test_listed_before_they_come(self) -> None:
-        """Workers of the file are known, and down until they connect."""
-        rows = {row["address"]: row for row in self.workers().values()}
-        self.assertEqual([(rows[address]["region"], rows[address]["capacity"], rows[address]["state"])
-                          for address in ("192.168.1.100", "192.168.1.102")],
-                         [("us-west", 100, "down"), ("us-east", 50, "down")])
+    def test_file_gives_region_and_capacity(self) -> None:
+        """The operator's file has the last word on the region and the capacity of the worker at an address."""
+        self.worker(region="mars", capacity=7, address="192.168.1.100")
+        self.worker(self.w2, region="mars", capacity=7, address="192.168.1.102")
+        rows = self.workers()
+        self.assertEqual([(rows[worker]["region"], rows[worker]["capacity"], rows[worker]["state"])
+                          for worker in (self.w1, self.w2)], [("us-west", 100, "up"), ("us-east", 50, "up")])
 
     def test_own_region_first(self) -> None:
         """A front's clients get the workers of its region first, unless they ask for another one."""

@@ -1,0 +1,378 @@
+"""A front without sockets and disk: the real rooms, wired as in ``kollator.front``, on a clock by hand."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from io import BytesIO
+from typing import Any, ClassVar, NamedTuple
+
+from attrs import frozen
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from kollator.drain import Drain
+from kollator.guard.tickets import TicketBook
+from kollator.guard.turn import IceServers
+from kollator.observe.metrics import Counters, Gauges, Metrics, add
+from kollator.pool.health import HealthBook
+from kollator.pool.monitor import HealthMonitor
+from kollator.pool.pool import Pool
+from kollator.pool.roster import Roster
+from kollator.registry import Registry
+from kollator.settings import FrontOptions, Settings
+from kollator.signaling.connection import Claim
+from kollator.signaling.protocol import SignalingFactory
+from kollator.signaling.switchboard import Switchboard
+from kollator.state.rows import FrontRow
+from kollator.state.store import Store
+from kollator.state.writer import Writer
+from kollator.views import FrontViews, Gate, Standing
+from kollator.web.answers import ClusterNode
+from kollator.web.door import DoorFactory
+from kollator.web.pages import load_assets
+from kollator.web.resources import resource_tree
+from kollator.web.site import FrontSite, upgrade_to
+
+WALL_S = 1_800_000_000.0
+"""Unix seconds at the beginning of a test."""
+KEY = b"the worker key of these tests"
+PEER = "203.0.113.9"
+"""A client's address, which no limit spares."""
+
+ASSETS = load_assets()
+
+
+class Wire(StringTransport):
+    """The front's end of one accepted connection: what it writes is kept, what it closes is closed afterwards."""
+
+    protocol: Any = None
+    half_closed = False
+    lost = False
+
+    def __init__(self, peer: str = PEER, host: str = "192.0.2.1") -> None:
+        kind = IPv6Address if ":" in peer else IPv4Address
+        own = IPv6Address if ":" in host else IPv4Address
+        super().__init__(own("TCP", host, 8080), kind("TCP", peer, 50000))
+
+    def open(self, factory: Any) -> Wire:
+        """Connects to what a factory makes."""
+        self.protocol = factory.buildProtocol(self.getPeer())
+        if self.protocol is None:
+            self.lost = True
+        else:
+            self.protocol.makeConnection(self)
+            self.settle()
+        return self
+
+    def loseWriteConnection(self) -> None:
+        """As a TCP transport does it: the peer is told that nothing more comes."""
+        self.half_closed = True
+
+    def send(self, data: bytes) -> Wire:
+        """The peer sends; what comes after the end goes nowhere."""
+        if not self.lost and not self.disconnecting:
+            self.protocol.dataReceived(data)
+        return self.settle()
+
+    def settle(self) -> Wire:
+        """What the front closed is closed now."""
+        if self.disconnecting:
+            self.hang_up()
+        return self
+
+    def hang_up(self) -> None:
+        """The connection is gone."""
+        if not self.lost:
+            self.lost = True
+            self.protocol.connectionLost(Failure(ConnectionDone()))
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        written = self.value()
+        self.clear()
+        return written
+
+
+@frozen
+class Answer:
+    """One HTTP answer, read by a parser that is not ours."""
+
+    status: int
+    reason: str
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> Any:
+        """The body."""
+        return json.loads(self.body)
+
+    def header(self, name: str) -> str | None:
+        """A header's value."""
+        return self.headers.get(name)
+
+    @property
+    def code(self) -> str:
+        """The code of an error."""
+        error = self.json()["error"]
+        assert set(error) == {"code", "message"} and isinstance(error["message"], str), error
+        code: str = error["code"]
+        return code
+
+
+class _Socket(NamedTuple):
+    stream: Any
+
+    def makefile(self, mode: str) -> Any:
+        return self.stream
+
+
+class _Stream(BytesIO):
+    def close(self) -> None:
+        """Whoever reads one answer must not close the next."""
+
+
+def read_answers(written: bytes, methods: Iterable[str] = ()) -> list[Answer]:
+    """All answers in what a front wrote. ``methods`` are those of the requests, GET for the rest."""
+    stream = _Stream(written)
+    asked = iter(methods)
+    answers = []
+    while stream.tell() < len(written):
+        response = http.client.HTTPResponse(_Socket(stream), method=next(asked, "GET"))  # type: ignore[arg-type]
+        response.begin()
+        body = response.read()
+        answers.append(Answer(response.status, response.reason, response.msg, body))
+    return answers
+
+
+def request(
+    method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b"", version: str = "HTTP/1.1"
+) -> bytes:
+    """A request as a client writes it."""
+    fields = {"Host": "front.example:8080"} | dict(headers or {})
+    if body:
+        fields["Content-Length"] = str(len(body))
+    lines = [f"{method} {target} {version}", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+class Disk:
+    """The thread of the writer: at once, unless it is held up; then ``turn`` runs what waits, one after the other."""
+
+    def __init__(self) -> None:
+        self.held = False
+        self._calls: list[tuple[Deferred[Any], Callable[[], Any]]] = []
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        if not self.held:
+            return maybeDeferred(function, *args)
+        done: Deferred[Any] = Deferred()
+        self._calls.append((done, lambda: function(*args)))
+        return done
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def turn(self) -> None:
+        """Runs the call that waits longest."""
+        done, call = self._calls.pop(0)
+        maybeDeferred(call).chainDeferred(done)
+
+
+@cache
+def _empty_database() -> bytes:
+    """A database with its tables made, which is most of the work of a new one."""
+    store = Store.open(":memory:", node_id="front-1")
+    try:
+        return store.image()
+    finally:
+        store.close()
+
+
+class Front:
+    """One front in memory. ``environ`` are its settings."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        options = FrontOptions()
+        options.parseOptions([])
+        self.settings = settings = Settings.load(options, {"NODE_ID": "front-1", **(environ or {})})
+        clock: Any = Clock()  # which mypy does not take for a kollator.clock.Clock, for the name of an argument
+        self.clock = clock
+        self.counters = Counters()
+        self.drain = Drain(clock)
+        self.disk = Disk()
+        self.store = Store.open(":memory:", node_id=settings.node_id, image=_empty_database())
+        self.wires: list[Wire] = []
+        self.writer = Writer(self.store, self.disk, clock)
+        self.pool = Pool(replicas=settings.hash_replicas)
+        self.roster = Roster(settings.node_id, 1)
+        self.metrics = Metrics(self.counters, Gauges(), node=settings.node_id, version="0")
+        self.gate = Gate(settings, lambda: self.drain.draining, self.counters.refuse)
+        self.tickets = TicketBook([b"the cluster key of these tests"], settings.ticket_ttl_s)
+        own = self.store.begin_incarnation(settings.region, "")
+        assert own == FrontRow("front-1", 1, 0, settings.region), own
+        self.pool.apply(own)
+        ice_servers = IceServers(settings.stun_servers, settings.turn_servers, settings.turn_secrets, 600)
+        self.registry = Registry(
+            self.pool,
+            self.roster,
+            self.writer,
+            lost=lambda workers: self.switchboard.workers_lost(workers),
+            joined=lambda worker: self.monitor.joined(worker),
+            left=lambda worker: self.monitor.left(worker),
+            counted=lambda cause: add(self.counters.workers_lost, cause),
+            soon=lambda call: clock.callLater(0, call),
+        )
+        self._random = 0
+        self.switchboard = Switchboard(
+            node=settings.node_id,
+            tickets=self.tickets,
+            worker_keys=(KEY,),
+            worker_allowed=self.gate.worker_allowed,
+            ice_servers=lambda who: ice_servers.for_client(who, self.wall()),
+            assign=lambda address, region, exclude: self.views.assign(address, region, exclude),
+            usable=lambda worker: bool(self.pool.fronts_of(worker)),
+            registrar=self.registry,
+            tally=self.counters,
+            random_bytes=self.random_bytes,
+            wall=self.wall,
+            message_rate=settings.message_rate,
+        )
+        self.views = FrontViews(
+            settings=settings,
+            gate=self.gate,
+            pool=self.pool,
+            roster=self.roster,
+            switchboard=self.switchboard,
+            tickets=self.tickets,
+            ice_servers=ice_servers,
+            metrics=self.metrics,
+            random_bytes=self.random_bytes,
+            monotonic=clock.seconds,
+            wall=self.wall,
+            standing=lambda: Standing("leader", "front-1", 1, [ClusterNode("front-1", "leader", 0.0)]),
+            trouble=self.trouble,
+            timer=clock.seconds,
+        )
+        self.signaling = SignalingFactory(
+            reactor=clock,
+            switchboard=self.switchboard,
+            address_of=self.gate.handshake_address,
+            origin_permitted=self.gate.handshake_origin_permitted,
+            admit=self.gate.admit,
+            release=self.gate.release,
+            allowance_of=self.gate.allowance,
+            write_buffer_bytes=settings.write_buffer_bytes,
+            handshake_timeout_s=settings.header_timeout_s,
+            refused=self.counters.refuse,
+        )
+        self.monitor = HealthMonitor(
+            HealthBook(settings.worker_health_timeout_s, settings.worker_health_interval_s),
+            clock,
+            ping=lambda worker, number: None,
+            unwell=self.registry.worker_unwell,
+            well=self.registry.worker_well,
+            phase=lambda: 0.5,
+            answered=self.metrics.ponged,
+        )
+        admission = self.gate.admission(clock.seconds)
+        upgrades = {b"signaling": upgrade_to(self.signaling, admission)}
+        self.site = FrontSite(
+            resource_tree(self.views, ASSETS, upgrades),
+            clock,
+            header_timeout_s=settings.header_timeout_s,
+            responded=self.counters.respond,
+        )
+        self.door = DoorFactory(
+            clock=clock, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
+        )
+        self.door.open(site=self.site, upgrades={b"/signaling": self.signaling}, admission=admission)
+
+    def wall(self) -> float:
+        """Unix seconds."""
+        return WALL_S + self.clock.seconds()
+
+    def random_bytes(self, count: int) -> bytes:
+        """Never the same twice."""
+        self._random += 1
+        return self._random.to_bytes(count, "big")
+
+    def trouble(self) -> str | None:
+        """As the front's."""
+        if self.drain.draining:
+            return "draining"
+        return "no-database" if self.writer.problem is not None else None
+
+    def connect(self, peer: str = PEER, host: str = "192.0.2.1", factory: Any = None) -> Wire:
+        """A new connection, through the door or straight to another factory."""
+        wire = Wire(peer, host).open(self.door if factory is None else factory)
+        self.wires.append(wire)
+        return wire
+
+    def ask(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, body: bytes = b"", *, peer: str = PEER
+    ) -> Answer:
+        """One request on a connection of its own."""
+        wire = self.connect(peer).send(request(method, target, headers, body))
+        (answer,) = read_answers(wire.taken(), [method])
+        return answer
+
+    def worker(self, name: str = "w1", region: str = "", capacity: int = 100) -> Claim:
+        """Registers a worker, as the switchboard does."""
+        claim = Claim(name, region, capacity, "192.0.2.50", "0" * 32)
+        outcomes: list[bool] = []
+        self.registry.worker_joined(claim, outcomes.append)
+        assert outcomes == [True], outcomes
+        return claim
+
+    def advance(self, seconds: float) -> None:
+        """Time passes, in steps, and what the front closes is closed."""
+        steps = max(1, round(seconds / 0.5))
+        for _ in range(steps):
+            self.clock.advance(seconds / steps)
+            for wire in self.wires:
+                wire.settle()
+
+    def close(self) -> None:
+        """Every peer hangs up, and the store is closed."""
+        for wire in self.wires:
+            wire.hang_up()
+        self.store.close()
+
+
+class FrontTestCase(SynchronousTestCase):
+    """A test with one front, which must leave no call behind when everybody has hung up."""
+
+    environ: ClassVar[Mapping[str, str]] = {}
+
+    def setUp(self) -> None:
+        """Builds the front."""
+        self.front = Front(self.environ)
+        self.addCleanup(self._close)
+
+    def _close(self) -> None:
+        self.front.close()
+        self.front.clock.advance(0)
+        self.assertEqual(self.front.clock.getDelayedCalls(), [])
+
+    def assert_error(self, answer: Answer, status: int, code: str) -> None:
+        """The contract's form of an error."""
+        self.assertEqual(
+            (answer.status, answer.header("Content-Type"), answer.code),
+            (status, "application/json; charset=utf-8", code),
+        )
