@@ -14,7 +14,6 @@ from twisted.logger import Logger
 from kollator.clock import Clock
 from kollator.signaling.messages import Close
 from kollator.signaling.protocol import SignalingFactory
-from kollator.signaling.switchboard import Switchboard
 
 log = Logger("kollator:front")
 
@@ -32,18 +31,19 @@ class Drain:
         self.draining = False
         self._hurried = False
 
-    def begin(self, told: Switchboard, timeout_s: float, reconnect_in_ms: Callable[[], int]) -> Deferred[None]:
+    def begin(self, told: SignalingFactory, timeout_s: float, reconnect_in_ms: Callable[[], int]) -> Deferred[None]:
         """Tells every connection; fires when all have left, at the latest after ``timeout_s``."""
         self.draining = True
-        count = len(told.connections())
+        switchboard = told.switchboard
+        count = len(switchboard.connections())
         if count:
             log.info("draining: {count} connections are told, up to {timeout_s:g} s", count=count, timeout_s=timeout_s)
-            told.drain(reconnect_in_ms)
-        return self._wait(lambda: not told.connections(), timeout_s)
+        switchboard.drain(reconnect_in_ms)
+        return self._wait(lambda: not switchboard.connections(), timeout_s)
 
     def close(self, closed: SignalingFactory) -> Deferred[None]:
         """Closes whoever is left (1001); fires when the closing handshakes are done."""
-        for connection in [*closed.waiting, *closed.switchboard.connections()]:
+        for connection in closed.switchboard.connections():
             closed.end(connection, Close.GOING_AWAY, "front going away")
         return self._wait(lambda: closed.getConnectionCount() == 0, CLOSE_S)
 
@@ -75,8 +75,9 @@ class StopSignals(Service):
         self._stopping = False
 
     def startService(self) -> None:
-        """Takes the signals over once the reactor has installed its own handlers."""
+        """Takes the signals over at once, and again when the reactor has installed its own handlers."""
         super().startService()
+        self._take()
         self._reactor.callWhenRunning(self._take)
 
     def _take(self) -> None:
@@ -89,4 +90,4 @@ class StopSignals(Service):
             self._drain.hurry()
             return
         self._stopping = True
-        self._reactor.stop()
+        self._reactor.callWhenRunning(self._reactor.stop)

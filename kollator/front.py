@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +51,8 @@ from kollator.web.site import FrontSite, upgrade_to
 log = Logger("kollator:front")
 events = Logger("kollator:signaling")
 
+RECONNECT_MS = (100, 2000)
+"""When connections that are told ``draining`` are to come back: spread, so that other fronts see no burst."""
 HELLO_TURN_S = 0.25
 EXPIRE_TURN_S = 5.0
 
@@ -188,9 +191,9 @@ class Front(MultiService):
             DemoWorker(reactor, self._own_url, self._worker_keys[0], settings.demo_folder).setServiceParent(self)
         self._say_what_is_missing(ice_servers)
         super().startService()
+        reactor.callWhenRunning(self._say_where)
 
     def _listen(self, description: str) -> None:
-        setting = "LISTEN" if len(self.settings.listen) > 1 or not description.startswith("tcp:") else "PORT"
         try:
             listening = serverFromString(self.reactor, description).listen(self.door)
         except Exception as problem:  # endpoint parsers raise whatever they like
@@ -198,10 +201,7 @@ class Front(MultiService):
         failures: list[Failure] = []
         listening.addCallbacks(self.ports.append, failures.append)
         if failures:
-            raise StartError(
-                f"{setting}: {description!r} cannot be listened on: {_one_line(failures[0].value)}; "
-                "stop what uses it, or choose another"
-            )
+            raise _cannot_listen(description, failures[0].value)
 
     def _add_loops(self) -> None:
         settings, reactor = self.settings, self.reactor
@@ -227,9 +227,12 @@ class Front(MultiService):
                 log.warn("{setting}: {weak}", setting=name, weak=weak)
         if not ice_servers.turn_is_usable:
             log.warn("TURN_SERVERS is set without TURN_SECRET: clients are not told of them")
+
+    def _say_where(self) -> None:
         for port in self.ports:
-            host = port.getHost()
-            log.info("front {node} listens on {host}", node=settings.node_id, host=str(host))
+            log.info("front {node} listens on {host}", node=self.settings.node_id, host=str(port.getHost()))
+        for url in self._urls():
+            log.info("open {url}", url=url)
 
     # -- stop ---------------------------------------------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class Front(MultiService):
             done = maybeDeferred(self._stop_listening)
         else:
             done = self.drain.begin(
-                self.switchboard, self.settings.drain_timeout_s, lambda: random.randint(100, 2000)
+                self.signaling, self.settings.drain_timeout_s, lambda: random.randint(*RECONNECT_MS)
             )
             done.addCallback(lambda _: self._stop_listening())
             done.addCallback(lambda _: self._close_connections())
@@ -316,14 +319,22 @@ class Front(MultiService):
         failures = self.counters.loop_failures
         failures[name if name in failures else "other"] += 1
 
+    def _urls(self) -> list[str]:
+        """Where a browser on this machine finds the page, for each TCP port."""
+        urls = []
+        for description, port in zip(self.settings.listen, self.ports, strict=False):
+            kind = description.partition(":")[0]
+            host = port.getHost()
+            if kind in ("tcp", "tcp4", "tcp6", "ssl"):
+                name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.host, host.host)
+                scheme = "https" if kind == "ssl" else "http"
+                urls.append(f"{scheme}://{f'[{name}]' if ':' in name else name}:{host.port}/")
+        return urls
+
     def _own_url(self) -> str | None:
         """The URL of this front's signaling for a process on this machine; None without a plain TCP port."""
-        for description, port in zip(self.settings.listen, self.ports, strict=False):
-            if description.startswith("tcp"):
-                host = port.getHost()
-                name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.host, host.host)
-                return f"ws://[{name}]:{host.port}/signaling" if ":" in name else f"ws://{name}:{host.port}/signaling"
-        return None
+        plain = [url for url in self._urls() if url.startswith("http:")]
+        return f"ws{plain[0].removeprefix('http')}signaling" if plain else None
 
     def _in_thread(self, function: Any, *args: Any) -> Deferred[Any]:
         return deferToThreadPool(self.reactor, self._threads, function, *args)
@@ -415,9 +426,37 @@ def makeService(options: FrontOptions, environ: Mapping[str, str] | None = None)
         for description in (*settings.listen, *settings.peer_listen):
             _check_endpoint(reactor, description)
         Store.check(settings.database, extension=settings.crsqlite_path)
-        return TwistdFront(settings, reactor, options.parent or {})
+        twistd: Mapping[str, Any] = options.parent or {}
+        if not twistd.get("nodaemon"):
+            for description in (*settings.listen, *settings.peer_listen):
+                _check_port(reactor, description)
+        return TwistdFront(settings, reactor, twistd)
     except (SettingError, StoreError, StartError) as error:
         raise SystemExit(str(error)) from None
+
+
+def _check_port(reactor: Any, description: str) -> None:
+    """Before the process becomes a daemon: finds out whether a TCP port is in use, while there is a terminal to say so.
+
+    Endpoints of other kinds are left to the daemon, whose errors twistd shows in its own way.
+    """
+    endpoint = serverFromString(reactor, description)
+    port, interface = getattr(endpoint, "_port", None), getattr(endpoint, "_interface", None)
+    if not isinstance(port, int) or not isinstance(interface, str) or port == 0:
+        return
+    family = socket.AF_INET6 if ":" in interface else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((interface, port))
+        except OSError as problem:
+            raise _cannot_listen(description, problem) from None
+
+
+def _cannot_listen(description: str, problem: object) -> StartError:
+    return StartError(
+        f"PORT, LISTEN: {description!r} cannot be listened on: {_one_line(problem)}; stop what uses it, or choose another"
+    )
 
 
 def _check_endpoint(reactor: Any, description: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -72,11 +73,7 @@ class Gate:
     def caller(self, peer: str, fields: Mapping[str, str], scheme: str, fallback_host: str) -> Caller:
         """Who asks, by the connection and (from trusted proxies) the headers, whose names are in lower case."""
 
-        def lines(name: str) -> list[bytes]:
-            return [fields[name].encode("latin-1", "replace")] if name in fields else []
-
-        forwarded_for, forwarded = lines("x-forwarded-for"), lines("forwarded")
-        address = client_address(peer, forwarded_for, forwarded, self._trusted)
+        forwarded_for, forwarded = _lines(fields, "x-forwarded-for"), _lines(fields, "forwarded")
         used_scheme, host = client_scheme_host(
             peer,
             scheme,
@@ -85,10 +82,10 @@ class Gate:
             self._trusted,
             forwarded_for=forwarded_for,
             forwarded=forwarded,
-            forwarded_proto=lines("x-forwarded-proto"),
-            forwarded_host=lines("x-forwarded-host"),
+            forwarded_proto=_lines(fields, "x-forwarded-proto"),
+            forwarded_host=_lines(fields, "x-forwarded-host"),
         )
-        return Caller(address, used_scheme, host)
+        return Caller(client_address(peer, forwarded_for, forwarded, self._trusted), used_scheme, host)
 
     def origin_permitted(self, origin: str | None, caller: Caller) -> bool:
         """Whether a page of that origin may use this front."""
@@ -96,12 +93,15 @@ class Gate:
 
     def handshake_address(self, peer: str, fields: Mapping[str, str]) -> str:
         """The client's address of a WebSocket handshake."""
-        return self.caller(peer, fields, "http", "").address
+        return client_address(peer, _lines(fields, "x-forwarded-for"), _lines(fields, "forwarded"), self._trusted)
 
     def handshake_origin_permitted(self, peer: str, fields: Mapping[str, str], transport: Any) -> bool:
         """Whether the page that opens a WebSocket may."""
+        origin = fields.get("origin")
+        if origin is None:
+            return True
         scheme = "https" if hasattr(transport, "getPeerCertificate") else "http"
-        return self.origin_permitted(fields.get("origin"), self.caller(peer, fields, scheme, ""))
+        return self.origin_permitted(origin, self.caller(peer, fields, scheme, ""))
 
     def admission(self, now: Callable[[], float]) -> Admission:
         """The door's question: may one more WebSocket begin?"""
@@ -145,6 +145,10 @@ class Gate:
         return None if self._exempt.contains(address) else limit_key(address)
 
 
+def _lines(fields: Mapping[str, str], name: str) -> list[bytes]:
+    return [fields[name].encode("latin-1", "replace")] if name in fields else []
+
+
 class FrontViews:
     """The answers of one front.
 
@@ -186,7 +190,6 @@ class FrontViews:
         self._trouble = trouble
         self._timer = timer
         self._started = monotonic()
-        self._schema = schema()
 
     def caller(self, request: Request) -> Caller:
         """Who sent an HTTP request."""
@@ -312,4 +315,7 @@ class FrontViews:
 
     def schema(self) -> dict[str, Any]:
         """``GET /schema.json``."""
-        return self._schema
+        return _schema()
+
+
+_schema = cache(schema)

@@ -1,8 +1,8 @@
 """A seeded network of elections alone, in no time: loss, delay, duplication, partitions, crashes, slow disks.
 
 Every front has a clock of its own (offset, drift, jumps) and a disk that takes its time. What a front was to
-persist and send waits in its queue, in order, as ``Ready`` demands; a crash loses the queue and keeps the disk.
-After every event the first invariant is checked: in majority mode, no two leaders in one term, ever.
+persist and send waits in its queue, in order, as ``Ready`` demands; a crash loses the queue and keeps the
+disk. After every event the first invariant is checked: in majority mode, no two leaders in one term, ever.
 """
 
 from __future__ import annotations
@@ -258,8 +258,9 @@ class Net:
         elif rest[0] != front.life:
             pass
         elif kind == "tick":
-            front.tick_at = float("inf")
-            self._do(front, lambda election, now: election.tick(now))
+            if rest[1] == front.tick_at:  # not one that an earlier one has replaced
+                front.tick_at = float("inf")
+                self._do(front, lambda election, now: election.tick(now))
         elif kind == "ping":
             for other in self.fronts:
                 self._transmit(name, other, encode(Ping(0)))
@@ -287,7 +288,7 @@ class Net:
             in_s = max((front.election.due - self.local(front)) / front.rate, 0.0) + 1e-6
             if self.now + in_s < front.tick_at:  # a tick that comes too early does nothing but ask again
                 front.tick_at = self.now + in_s
-                self._push(in_s, "tick", front.name, front.life)
+                self._push(in_s, "tick", front.name, front.life, front.tick_at)
 
     def _drain(self, front: Front) -> None:
         while front.queue and not front.storing:

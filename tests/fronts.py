@@ -27,7 +27,7 @@ from kollator.pool.monitor import HealthMonitor
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
 from kollator.registry import Registry
-from kollator.settings import FrontOptions, Settings
+from kollator.settings import Settings
 from kollator.signaling.connection import Claim
 from kollator.signaling.protocol import SignalingFactory
 from kollator.signaling.switchboard import Switchboard
@@ -43,6 +43,7 @@ from kollator.web.site import FrontSite, upgrade_to
 
 WALL_S = 1_800_000_000.0
 """Unix seconds at the beginning of a test."""
+JSON = "application/json; charset=utf-8"
 KEY = b"the worker key of these tests"
 PEER = "203.0.113.9"
 """A client's address, which no limit spares."""
@@ -75,6 +76,13 @@ class Wire(StringTransport):
     def loseWriteConnection(self) -> None:
         """As a TCP transport does it: the peer is told that nothing more comes."""
         self.half_closed = True
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Of no consequence here."""
+
+    def unregisterProducer(self) -> None:
+        """As a TCP transport does it: harmless without one."""
+        self.producer = None
 
     def send(self, data: bytes) -> Wire:
         """The peer sends; what comes after the end goes nowhere."""
@@ -163,12 +171,39 @@ def request(
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
+def shape(value: Any) -> Any:
+    """The types in a JSON value; a list has the shape of its first member."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value)
+
+
 UPGRADE = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
+
+
+def text_frame(text: bytes) -> bytes:
+    """A client's text message (RFC 6455 section 5.2), masked with zeros."""
+    length = bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2, "big")
+    return b"\x81" + length + bytes(4) + text
+
+
+def read_frames(written: bytes) -> list[tuple[int, bytes]]:
+    """Opcode and payload of each frame that a front wrote."""
+    frames = []
+    while written:
+        length, start = written[1], 2
+        if length == 126:
+            length, start = int.from_bytes(written[2:4], "big"), 4
+        frames.append((written[0] & 15, written[start : start + length]))
+        written = written[start + length :]
+    return frames
 
 
 class Disk:
@@ -204,20 +239,24 @@ def _empty_database() -> bytes:
         store.close()
 
 
+def open_store() -> Store:
+    """A new store in memory, of the node ``front-1``."""
+    return Store.open(":memory:", node_id="front-1", image=_empty_database())
+
+
 class Front:
     """One front in memory. ``environ`` are its settings."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        options = FrontOptions()
-        options.parseOptions([])
-        self.settings = settings = Settings.load(options, {"NODE_ID": "front-1", **(environ or {})})
+        self.settings = settings = Settings.load({}, {"NODE_ID": "front-1", **(environ or {})})
         clock: Any = Clock()  # which mypy does not take for a kollator.clock.Clock, for the name of an argument
         self.clock = clock
         self.counters = Counters()
         self.drain = Drain(clock)
         self.disk = Disk()
-        self.store = Store.open(":memory:", node_id=settings.node_id, image=_empty_database())
+        self.store = open_store()
         self.wires: list[Wire] = []
+        self.pings: list[tuple[str, int]] = []
         self.writer = Writer(self.store, self.disk, clock)
         self.pool = Pool(replicas=settings.hash_replicas)
         self.roster = Roster(settings.node_id, 1)
@@ -284,7 +323,7 @@ class Front:
         self.monitor = HealthMonitor(
             HealthBook(settings.worker_health_timeout_s, settings.worker_health_interval_s),
             clock,
-            ping=lambda worker, number: None,
+            ping=lambda worker, number: self.pings.append((worker, number)),
             unwell=self.registry.worker_unwell,
             well=self.registry.worker_well,
             phase=lambda: 0.5,
@@ -332,13 +371,31 @@ class Front:
         (answer,) = read_answers(wire.taken(), [method])
         return answer
 
+    def claim(self, name: str = "w1", region: str = "", capacity: int = 100) -> Claim:
+        """What a worker says of itself; no two are the same one."""
+        return Claim(name, region, capacity, "192.0.2.50", self.random_bytes(16).hex())
+
     def worker(self, name: str = "w1", region: str = "", capacity: int = 100) -> Claim:
         """Registers a worker, as the switchboard does."""
-        claim = Claim(name, region, capacity, "192.0.2.50", "0" * 32)
+        claim = self.claim(name, region, capacity)
         outcomes: list[bool] = []
         self.registry.worker_joined(claim, outcomes.append)
         assert outcomes == [True], outcomes
         return claim
+
+    def websocket(self, *messages: dict[str, Any], peer: str = PEER) -> Wire:
+        """A WebSocket that has said so much; what it was told is left to be taken."""
+        wire = self.connect(peer).send(request("GET", "/signaling", UPGRADE))
+        assert wire.taken().startswith(b"HTTP/1.1 101 ")
+        for message in messages:
+            wire.send(text_frame(json.dumps(message).encode()))
+        return wire
+
+    def client(self, peer: str = PEER) -> Wire:
+        """A welcomed client."""
+        wire = self.websocket({"type": "hello", "role": "client"}, peer=peer)
+        assert b'"type":"welcome"' in wire.taken()
+        return wire
 
     def advance(self, seconds: float) -> None:
         """Time passes, in steps, and what the front closes is closed."""
@@ -347,6 +404,7 @@ class Front:
             self.clock.advance(seconds / steps)
             for wire in self.wires:
                 wire.settle()
+        self.wires = [wire for wire in self.wires if not wire.lost]
 
     def close(self) -> None:
         """Every peer hangs up, and the store is closed."""
@@ -374,5 +432,5 @@ class FrontTestCase(SynchronousTestCase):
         """The contract's form of an error."""
         self.assertEqual(
             (answer.status, answer.header("Content-Type"), answer.code),
-            (status, "application/json; charset=utf-8", code),
+            (status, JSON, code),
         )

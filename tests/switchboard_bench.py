@@ -33,6 +33,7 @@ class Wire(Connection):
         self.late: list[bytes] = []
         self.code: int | None = None
         self.slow = False
+        bench.board.opened(self, bench.now)
 
     def send(self, payload: bytes) -> bool:
         """Records, unless it is closed or slow."""

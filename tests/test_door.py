@@ -14,7 +14,7 @@ from twisted.web.http import HTTPChannel
 from kollator.signaling.protocol import SignalingProtocol
 from kollator.web.door import HEADER_BYTES, Door, DoorFactory, is_upgrade, parse_head
 from kollator.web.refusal import LINGER_BYTES, LINGER_S
-from tests.fronts import PEER, UPGRADE, Front, FrontTestCase, Wire, read_answers, request
+from tests.fronts import PEER, UPGRADE, FrontTestCase, Wire, read_answers, request
 
 UPGRADE_REQUEST = request("GET", "/signaling", UPGRADE)
 
@@ -233,14 +233,11 @@ class RefusalTests(FrontTestCase):
 
     def test_lost_at_every_stage(self) -> None:
         """A peer that vanishes leaves nothing behind: no call to come, no count."""
-        requests = (UPGRADE_REQUEST, handshake_with(b"nonsense"), request("POST", "/bootstrap", body=b"{}"))
-        for number, sent in enumerate(requests):
+        front = self.front
+        for sent in (UPGRADE_REQUEST, handshake_with(b"nonsense"), request("POST", "/bootstrap", body=b"{}")):
             for length in range(0, len(sent) + 1, 7):
-                front = Front()
-                wire = front.connect(f"198.51.{number}.1").send(sent[:length])
-                wire.hang_up()
+                front.connect().send(sent[:length]).hang_up()
                 self.assertEqual((front.clock.getDelayedCalls(), front.signaling.getConnectionCount()), ([], 0))
-                front.close()
 
 
 class HandOverTests(FrontTestCase):
@@ -318,8 +315,10 @@ class HandOverTests(FrontTestCase):
         self.assertEqual(noted, ["start"] * 2 + ["stop"] * 2)
 
 
-class AdversaryTests(SynchronousTestCase):
+class AdversaryTests(FrontTestCase):
     """Any bytes at all."""
+
+    environ: ClassVar = {"TRUSTED_PROXIES": f"{PEER}/32", "CONNECTION_RATE_PER_IP": "1000"}
 
     @settings(max_examples=60, deadline=None)
     @given(
@@ -336,12 +335,9 @@ class AdversaryTests(SynchronousTestCase):
     )
     def test_any_bytes(self, pieces: list[bytes]) -> None:
         """Nothing that comes in raises, and nothing is left when it is over."""
-        front = Front({"TRUSTED_PROXIES": f"{PEER}/32"})
-        wire = front.connect()
+        wire = self.front.connect()
         for piece in pieces:
             wire.send(piece)
-        front.advance(20.0)
+        self.front.advance(20.0)
         wire.hang_up()
-        self.assertEqual(front.clock.getDelayedCalls(), [])
-        front.close()
-        self.assertEqual(self.flushLoggedErrors(), [])
+        self.assertEqual((self.front.clock.getDelayedCalls(), self.flushLoggedErrors()), ([], []))

@@ -43,7 +43,7 @@ class HostileTests(SynchronousTestCase):
     """Frames that no sane peer sends."""
 
     def test_ignored(self) -> None:
-        """Without it a front of another cluster, or one with a broken disk, would stop the election here for good."""
+        """Without it a front with a broken disk, or of another cluster, could end all elections here."""
         for sender, frame, reason in (
             ("z", Heartbeat(5, 1), "not-a-member"),
             ("b", Heartbeat(5, 1), "not-a-member"),
@@ -80,7 +80,7 @@ class HostileTests(SynchronousTestCase):
     @settings(max_examples=100, deadline=None)
     @given(STEPS, st.sampled_from(["majority", "available"]), st.booleans())
     def test_anything(self, steps: list[Any], quorum: Quorum, stands: bool) -> None:
-        """Without it some frames would raise, take a vote or a term back, or make a leader that nobody voted for."""
+        """Without it some frames would raise, take a vote or a term back, or make an unelected leader."""
         election = make("b", "abc", quorum=quorum, stands=stands)
         disk: tuple[int, str | None] = (0, None)
         voters: set[str] = set()
@@ -126,7 +126,7 @@ class ClockTests(SynchronousTestCase):
         self.assertEqual(len(follower.tick(-3600.0 + LATER).send), 2)
 
     def test_a_follower_that_slept(self) -> None:
-        """Without it a front that was stopped would stand before it has read what its leader sent meanwhile."""
+        """Without it a front that was stopped would stand before it has read what it was sent."""
         election = make()
         election.receive("a", Heartbeat(1, 1), 0.0)
         self.assertEqual(election.tick(60.0).send, ())

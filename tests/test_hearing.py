@@ -1,11 +1,11 @@
-"""Whom nobody hears: a dead front is found, and one whose link to the leader alone is broken is left alone."""
+"""Whom nobody hears: a dead front is found, and one that only the leader does not hear is left alone."""
 
 from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.cluster.hearing import Hearing
-from kollator.cluster.wire import Heartbeat, HeartbeatReply
+from kollator.cluster.wire import Heartbeat, HeartbeatReply, PreVoteReply, VoteReply
 from tests.election_net import TIMEOUT_S, Net
 from tests.test_election import LATER, leader, make
 
@@ -88,6 +88,24 @@ class ElectionTests(SynchronousTestCase):
         for turn in range(1, 31):
             election.tick(60.0 + turn * 0.1)
         self.assertEqual(election.unheard(63.01, AFTER_S), {"a"})
+
+    def test_its_first_seconds(self) -> None:
+        """Without it the first act of a new leader could be to retire a front it had no need to hear."""
+        election = make()
+        election.receive("a", Heartbeat(1, 1), 0.0)
+        for turn in range(1, 200):
+            election.receive("a", Heartbeat(1, turn), turn * 0.25)
+        now = 50.5
+        election.tick(now)
+        election.receive("a", PreVoteReply(1, 2, True), now)
+        election.receive("a", VoteReply(2, 2, True), now)
+        self.assertEqual((election.role, election.silent_s("c", now)), ("leader", 50.5))
+        for turn in range(1, 32):
+            self.assertEqual(election.unheard(now, AFTER_S), {"c"} if now >= 53.5 else frozenset())
+            now = 50.5 + turn * 0.1
+            for peer, frame in election.tick(now).send:
+                if peer == "a" and isinstance(frame, Heartbeat):
+                    election.receive("a", HeartbeatReply(2, frame.sequence), now)
 
     def test_a_follower_tells(self) -> None:
         """Without it the leader would know of its own links only."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kollator.guard.keys import matching_front_key, worker_mac
 from kollator.signaling.connection import Stage
 from kollator.signaling.messages import Close
@@ -114,7 +116,7 @@ class WorkerHelloTests(BenchTestCase):
         """Without it a worker could register with another capacity than the one it has a proof for."""
         for changed in ({"worker_id": "w2"}, {"region": "us-east"}, {"capacity": 101}, {"client_nonce": "f" * 32}):
             wire = self.bench.challenged()
-            said = {"worker_id": "w1", "region": "us-west", "capacity": 100, "client_nonce": NONCE}
+            said: dict[str, Any] = {"worker_id": "w1", "region": "us-west", "capacity": 100, "client_nonce": NONCE}
             mac = worker_mac(KEYS[0], **(said | changed), server_nonce=wire.sent[0]["nonce"])
             wire.says(type="auth", mac=mac)
             self.assertEqual(wire.code, Close.UNAUTHENTICATED, changed)

@@ -72,7 +72,9 @@ class AnythingTests(SynchronousTestCase):
             self.assertLessEqual(len(wire.talked), TALKED)
             if wire.stage in (Stage.CLIENT, Stage.WORKER):
                 self.assertIn("welcome", kinds(wire.sent))
-        self.assertEqual(len(board.connections()), sum(wire.stage in (Stage.CLIENT, Stage.WORKER) for wire in wires))
+        here = [wire for wire in wires if wire.stage is not Stage.ENDED]
+        self.assertEqual(sorted(map(id, board.connections())), sorted(map(id, here)))
+        self.assertEqual(set(board.waiting), {wire for wire in here if wire.stage <= Stage.JOINING})
         for client in board.clients:
             self.assertNotIn(client, board.mailboxes)
         for worker, connection in board.workers.items():

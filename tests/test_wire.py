@@ -1,4 +1,4 @@
-"""The peer protocol's frames: what is sent is received, and what is no frame is a BadFrame, whatever it is."""
+"""The peer protocol's frames: what is sent is received, and what is no frame is a BadFrame."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = sorted(
     (
         kind
         for kind in vars(wire).values()
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__struct_config__.tag is not None
+        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__struct_config__.tag
     ),
     key=lambda kind: kind.__name__,
 )
@@ -46,7 +46,8 @@ TO_VALUE = b"\x94\xa7changes\x91\x99\xa1t\xc4\x01p\xa1c"
 def values(kind: Any) -> st.SearchStrategy[Any]:
     """Everything that a type of the wire may hold, from the type itself."""
     if isinstance(kind, types.IntType):
-        return st.integers(-(2**63) if kind.ge is None else kind.ge, 2**63 - 1 if kind.le is None else kind.le)
+        low, high = -(2**63) if kind.ge is None else kind.ge, 2**63 - 1 if kind.le is None else kind.le
+        return st.integers(low, high)
     if isinstance(kind, types.StrType):
         if kind.pattern:
             return st.sampled_from(["a", "front-1.example:9090", "Z" * 64] + [""] * ("?" in kind.pattern))

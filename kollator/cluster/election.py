@@ -1,9 +1,10 @@
-"""Who leads: terms, votes and heartbeats as a pure state machine, in the shape of etcd's raft (without its log).
+"""Who leads: terms, votes and heartbeats as a pure state machine, in the shape of etcd's raft, but no log.
 
-``tick`` and ``receive`` return a ``Ready``: what to persist, then what to send. **Carry them out in order, each
-whole before the next, and persist before you send**: a vote that was sent and then forgotten makes two leaders.
-As long as a ``Ready`` is not persisted, its role is not to be acted on either. When persisting fails, drop its
-frames, and persist ``vote`` before anything of a later one is sent; a lost frame does no harm.
+``tick`` and ``receive`` return a ``Ready``: what to persist, then what to send. **Carry them out in order,
+each whole before the next, and persist before you send**: a vote that was sent and then forgotten makes two
+leaders. As long as a ``Ready`` is not persisted, its role is not to be acted on either. When persisting
+fails, drop its frames, and persist ``vote`` before anything of a later one is sent; a lost frame does no
+harm.
 
 The rules (Ongaro's thesis, chapters 3 and 6.4 and section 9.6, and etcd's ``raft.go``):
 
@@ -12,13 +13,13 @@ The rules (Ongaro's thesis, chapters 3 and 6.4 and section 9.6, and etcd's ``raf
   comes back, does not raise the term of a cluster that is well.
 * *Lease*: who has heard a leader within the shortest election time-out, or leads, refuses (pre-)votes.
 * *Check-quorum*: a leader to whose heartbeats of that last time-out no quorum has replied steps down.
-* Whoever has a higher term answers the heartbeat of an older one with it, and that leader steps down. Otherwise
-  a front that has stood once too often would be left out for ever.
+* Whoever has a higher term answers the heartbeat of an older one with it, and that leader steps down.
+  Otherwise a front that has stood once too often would be left out for ever.
 
-``available`` is for clusters where one front is enough for a quorum. A front that misses the leader asks all the
-same, and stands after one heartbeat's time unless somebody refuses. Fronts that are cut off from each other may
-both lead, and even in one term; when they hear each other the higher term wins, then the lower id, and the other
-follows at once.
+``available`` is for clusters where one front is enough for a quorum. A front that misses the leader asks all
+the same, and stands after one heartbeat's time unless somebody refuses. Fronts that are cut off from each
+other may both lead, and even in one term; when they hear each other the higher term wins, then the lower id,
+and the other follows at once.
 
 Fronts that are not members, and terms that no cluster reaches, are ignored and counted in ``ignored``.
 """
@@ -67,10 +68,10 @@ class Election:
     """One front's part in the election.
 
     ``members`` is the electorate, with or without ``node`` itself; ``stands`` whether this front may lead;
-    ``heartbeat_s`` the time between two heartbeats of the leader, ``timeout_s`` the shortest election time-out:
-    each is drawn, with ``draw``, from one to two times that. ``term`` and ``voted_for`` are what was persisted,
-    ``now`` seconds of the caller's clock, wherever it begins. A clock that is set back is taken to stand still,
-    one that leaps ahead to have slept.
+    ``heartbeat_s`` the time between two heartbeats of the leader, ``timeout_s`` the shortest election
+    time-out: each is drawn, with ``draw``, from one to two times that. ``term`` and ``voted_for`` are what is
+    on disk, ``now`` seconds of the caller's clock, wherever it begins. A clock that is set back is taken to
+    stand still, one that leaps ahead to have slept.
 
     Raises ``ValueError`` for settings that cannot work.
     """
@@ -128,7 +129,7 @@ class Election:
         if self._peers:  # alone, the first tick makes it the leader
             self._wait(now)
 
-    # -- what the caller asks -------------------------------------------------------------------------------------
+    # -- what the caller asks --------------------------------------------------------------------------------
 
     @property
     def vote(self) -> tuple[int, str | None]:
@@ -137,7 +138,7 @@ class Election:
 
     @property
     def due(self) -> float:
-        """The time, of the caller's clock, before which ``tick`` has nothing to do."""
+        """The time, of the caller's clock, at which ``tick`` will act next."""
         return self._due - self._offset
 
     def accepts(self, term: int, leader: str | None = None) -> bool:
@@ -160,10 +161,13 @@ class Election:
             return frozenset()
         return self._hearing.unheard(t, after_s)
 
-    # -- what happens to it ---------------------------------------------------------------------------------------
+    # -- what happens to it ----------------------------------------------------------------------------------
 
     def tick(self, now: float) -> Ready:
-        """Time has passed. To be called at ``due``, or every few milliseconds."""
+        """Time has passed. To be called every few milliseconds, also before ``due``.
+
+        Before it nothing is done, but a clock that was set back is noticed: that makes ``due`` earlier.
+        """
         t = self._at(now)
         if t < self._due:
             return self._ready()
@@ -223,7 +227,7 @@ class Election:
                 self._send(peer, Vote(self.term) if self._standing else PreVote(self.term + 1))
         return self._ready()
 
-    # -- requests and answers -------------------------------------------------------------------------------------
+    # -- requests and answers --------------------------------------------------------------------------------
 
     def _receive_request(self, sender: str, frame: PreVote | Vote, t: float) -> None:
         granted = False
@@ -243,7 +247,7 @@ class Election:
 
     def _receive_answer(self, sender: str, frame: PreVoteReply | VoteReply, t: float) -> None:
         if self.role != "candidate":
-            return  # too late to matter; a higher term in it must not disturb a leader that was found meanwhile
+            return  # too late to matter; a higher term in it must not disturb a leader found meanwhile
         if frame.term > self.term:
             self._follow(frame.term, None, t)
             return
@@ -282,7 +286,7 @@ class Election:
                 self._followed_at[sender] = max(self._followed_at[sender], sent_at)
                 self._hearing.told(sender, frame.hears, t)
 
-    # -- roles ----------------------------------------------------------------------------------------------------
+    # -- roles -----------------------------------------------------------------------------------------------
 
     def _follow(self, term: int, leader: str | None, t: float) -> None:
         if term > self.term:
@@ -321,7 +325,6 @@ class Election:
     def _lead(self, t: float) -> None:
         self.role, self.leader = "leader", self.node
         self._followed_at = dict.fromkeys(self._peers, t)  # everybody gets one time-out to reply
-        self._sent_at.clear()
         self._hearing.begin(t)
         self._beat(t)
 
@@ -333,7 +336,7 @@ class Election:
         self._due = t + self._heartbeat_s
         self._send_all(Heartbeat(self.term, self._sequence))
 
-    # -- small questions ------------------------------------------------------------------------------------------
+    # -- small questions -------------------------------------------------------------------------------------
 
     def _has_quorum(self, t: float) -> bool:
         followers = sum(t - followed_at <= self._timeout_s for followed_at in self._followed_at.values())
@@ -360,7 +363,7 @@ class Election:
     def _seen(self, now: float) -> float:
         return max(self._now, now + self._offset)
 
-    # -- the way out ----------------------------------------------------------------------------------------------
+    # -- the way out -----------------------------------------------------------------------------------------
 
     def _send(self, peer: str, frame: ElectionFrame) -> None:
         self._out.append((peer, frame))

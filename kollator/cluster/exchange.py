@@ -3,6 +3,7 @@
 Workers are found through the replicated attachments. Clients are in no table: a front learns the way back from the
 message itself, as a switch learns ports. A message is passed on over ``HOPS`` links at most and never back over the
 one it came by, so nothing circles; it is delivered, or refused at once, and the refusal goes back the same way.
+A front that is only on the way forgets its way back as a refusal takes it, so refusals cannot circle either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Who is at the other end of a link: a mutual challenge with the cluster's keys, before anything else is read.
+"""Who is at the other end of a link: a mutual challenge with the cluster's keys, before all else.
 
 Either side greets with its node id and a fresh nonce; then the dialler proves that it knows a key of the
-cluster, and only then the listener does. A proof is HMAC-SHA256 over five
-lines, each but the last ended by a line feed::
+cluster, and only then the listener does. A proof is HMAC-SHA256 over five lines, each but the last ended by a
+line feed::
 
     kollator.v1 peer <the role of the one who proves>
     <version>
@@ -10,9 +10,9 @@ lines, each but the last ended by a line feed::
     <listener's id>
     <dialler's nonce, listener's nonce: 64 bytes>
 
-So it is good for one link (both nonces), in one direction (the role, a mirrored proof fails), between these two
-fronts. Its key is derived from the cluster key with HKDF-SHA256 (RFC 5869, no salt, info ``kollator.v1 peer``):
-no ticket and no worker's mac can pass for it. Whoever knows the cluster key can be any front.
+So it is good for one link (both nonces), in one direction (the role, a mirrored proof fails), between these
+two fronts. Its key is derived from the cluster key with HKDF-SHA256 (RFC 5869, no salt, info ``kollator.v1
+peer``): no ticket and no worker's mac can pass for it. Whoever knows the cluster key can be any front.
 
 The proofs show who opened the link, and protect nothing after that: who can change the packets between two
 fronts can change frames. Over a network that others share, links are to be ``tls:`` or ``wss:``.
@@ -109,8 +109,8 @@ class Handshake:
         """Take one frame, as received, and return those to send.
 
         After it ``peer`` is set if the link is established: what comes next is for ``wire.decode``, not for
-        here. Raises ``Rejected``, and nothing else, for every frame that does not lead there; the handshake is
-        over then.
+        here. Raises ``Rejected``, and nothing else, for every frame that does not lead there; the handshake
+        is over then.
         """
         if self._over:
             raise Rejected("out-of-order")

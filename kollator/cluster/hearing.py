@@ -1,13 +1,13 @@
 """Which fronts are heard, and which the leader may declare dead. Pure; times are seconds of one steady clock.
 
 One broken link must not take a front and all its workers out, so a leader that does not hear a front asks
-further: the followers' heartbeat replies tell whom they hear. A front is *unheard* when the leader has not heard
-it and fewer followers have than, together with it, would make a quorum (one at least). With three fronts one
-follower that hears it is enough; with five it takes two, so a single follower that is wrong keeps no dead front
-alive.
+further: the followers' heartbeat replies tell whom they hear. A front is *unheard* when the leader has not
+heard it and fewer followers have than, together with it, would make a quorum (one at least). With three
+fronts one follower that hears it is enough; with five it takes two, so a single follower that is wrong keeps
+no dead front alive.
 
-Nobody is declared dead on old evidence: silence counts from when this front began to lead, or woke up after the
-process (or the machine) was stopped, because what was sent meanwhile has not been read yet.
+Nobody is declared dead on old evidence: silence counts from when this front began to lead, or woke up after
+the process (or the machine) was stopped, because what was sent meanwhile has not been read yet.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Hearing:
             self._heard[peer] = now
 
     def told(self, follower: str, hears: Iterable[str], now: float) -> None:
-        """``follower`` says whom it hears. What it says of itself, and of fronts that are none, is ignored."""
+        """``follower`` says whom it hears. What it says of itself and of strangers is ignored."""
         for peer in hears:
             if peer in self._told and peer != follower:
                 self._told[peer][follower] = now
@@ -45,7 +45,7 @@ class Hearing:
             told.clear()
 
     def silent_s(self, peer: str, now: float) -> float:
-        """Seconds since ``peer`` was heard; since the watch began, if never. Raises ``KeyError`` for a stranger."""
+        """Seconds since ``peer`` was heard; since the watch began, if never. ``KeyError``: a stranger."""
         if peer not in self._told:
             raise KeyError(peer)
         return now - self._heard.get(peer, self._started)

@@ -100,13 +100,13 @@ class End(NamedTuple):
 class Owner(Protocol):
     """Who a link belongs to."""
 
-    def admits(self, link: PeerLink) -> RefusalReason | None:
-        """Whether ``link``, whose peer has proved who it is, may be established: a reason if not."""
+    def admits(self, link: PeerLink, peer: str) -> RefusalReason | None:
+        """Whether ``link`` may be established, now that ``peer`` has proved that it is there: a reason if not."""
 
-    def established(self, link: PeerLink) -> None:
+    def established(self, link: PeerLink, peer: str) -> None:
         """From here on frames are sent and received."""
 
-    def received(self, link: PeerLink, frame: Frame) -> None:
+    def received(self, link: PeerLink, peer: str, frame: Frame) -> None:
         """A frame came."""
 
     def ended(self, link: PeerLink, end: End) -> None:
@@ -135,7 +135,7 @@ class PeerLink(Int32StringReceiver):
         self.serial = serial
         self.dialled = handshake.role == "dialler"
         self.peer: str | None = None
-        """The front at the other end, once it has proved who it is."""
+        """The front at the other end, once the link is established."""
         self.established_at: float | None = None
         self.end: End | None = None
         """Why it is over; None while it is not."""
@@ -299,9 +299,10 @@ class PeerLink(Int32StringReceiver):
 
     def stringReceived(self, string: bytes) -> None:
         """Takes one frame."""
+        peer = self.peer
         if self.end is not None:
             return
-        if self.established_at is None:
+        if peer is None:
             self._take_opening(string)
             return
         try:
@@ -312,9 +313,9 @@ class PeerLink(Int32StringReceiver):
         if isinstance(frame, Refusal):
             self._finish(End(frame.reason, by_peer=True), None)
             return
-        self._owner.received(self, frame)
-        if isinstance(frame, Ping) and self.peer is not None:
-            self.send(Pong(frame.number, self._owner.summary(self.peer)))
+        self._owner.received(self, peer, frame)
+        if isinstance(frame, Ping):
+            self.send(Pong(frame.number, self._owner.summary(peer)))
 
     def _take_opening(self, payload: bytes) -> None:
         try:
@@ -323,20 +324,18 @@ class PeerLink(Int32StringReceiver):
             self._finish(End(problem.reason, by_peer=problem.by_peer), problem.refusal)
             return
         self.answered = True
-        self.peer = self._handshake.peer
-        if self.peer is None:
-            for frame in answers:
-                self._write(frame)
-            return
-        refusal = self._owner.admits(self)
+        peer = self._handshake.peer
+        refusal = None if peer is None else self._owner.admits(self, peer)
         if refusal is not None:  # before the last proof: the other end never takes the link for established
             self.close(refusal)
             return
         for frame in answers:
             self._write(frame)
-        self.MAX_LENGTH = FRAME_BYTES
-        self.established_at = self._clock.seconds()
-        self._owner.established(self)
+        if peer is not None:
+            self.peer = peer
+            self.MAX_LENGTH = FRAME_BYTES
+            self.established_at = self._clock.seconds()
+            self._owner.established(self, peer)
 
     def _refuse(self, reason: Reason, detail: str) -> None:
         self._finish(End(reason, detail), Refusal("bad-frame"))

@@ -7,7 +7,7 @@ it already, and passing each change on at once would take n squared frames for e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
@@ -27,16 +27,19 @@ log = Logger("kollator:cluster")
 
 FORWARDED_AT_ONCE = 4
 """Merged changes go on after one sync interval for so many peers; more peers, in proportion later."""
+AGAIN_S = 1.0
+"""How long after the store failed a link's sync is begun again."""
 
 InStore = Callable[..., "Deferred[Any]"]
 """Calls a function of the store with its arguments, one at a time and in order."""
 
 
 class _Peer:
-    __slots__ = ("incoming", "outgoing", "up")
+    __slots__ = ("begin_at", "incoming", "outgoing", "up")
 
     def __init__(self) -> None:
         self.up = True
+        self.begin_at: float | None = None
         self.outgoing = Outgoing()
         self.incoming: Incoming | None = None
 
@@ -80,18 +83,17 @@ class Sync:
     def __contains__(self, peer: str) -> bool:
         return peer in self._peers
 
-    def __iter__(self) -> Iterable[str]:
-        return iter(self._peers)
+    def linked(self) -> list[str]:
+        """The peers that have a link."""
+        return list(self._peers)
 
     # -- what the links tell ------------------------------------------------------------------------------------------
 
     def link_up(self, peer: str) -> None:
         """A link to ``peer`` is established."""
         self.link_down(peer)
-        known = self._peers[peer] = _Peer()
-        self._in_store(lambda: (self._store.cursor_of(peer), self._store.site_id())).addCallback(
-            self._begin, peer, known
-        ).addErrback(self._begin_failed, peer, known)
+        self._peers[peer] = _Peer()
+        self._begin(peer, self._peers[peer])
 
     def link_down(self, peer: str) -> None:
         """The link is gone, and what was on its way."""
@@ -152,10 +154,12 @@ class Sync:
 
     def tick(self) -> None:
         """Does what is due. To be called every few milliseconds."""
-        if self._forward_at is not None and self._clock.seconds() >= self._forward_at:
+        now = self._clock.seconds()
+        if self._forward_at is not None and now >= self._forward_at:
             self.committed()
-            return
         for peer, known in list(self._peers.items()):
+            if known.begin_at is not None and now >= known.begin_at:
+                self._begin(peer, known)
             self._push(peer, known)
 
     def pull_all(self) -> None:
@@ -189,20 +193,22 @@ class Sync:
 
     # -- pulling ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, found: tuple[Cursor, bytes], peer: str, known: _Peer) -> None:
-        if known.up:
-            now = self._clock.seconds()
-            known.incoming = Incoming(found[1], found[0], now)
-            self._send(peer, known.incoming.pull(now))
+    def _begin(self, peer: str, known: _Peer) -> None:
+        known.begin_at = None
 
-    def _begin_failed(self, failure: Failure, peer: str, known: _Peer) -> None:
-        self._store_failed(failure)
-        if known.up:
-            self._clock.callLater(1.0, self._begin_again, peer, known)
+        def begun(found: tuple[Cursor, bytes]) -> None:
+            if known.up:
+                now = self._clock.seconds()
+                known.incoming = Incoming(found[1], found[0], now)
+                self._send(peer, known.incoming.pull(now))
 
-    def _begin_again(self, peer: str, known: _Peer) -> None:
-        if known.up:
-            self.link_up(peer)
+        def failed(failure: Failure) -> None:
+            known.begin_at = self._clock.seconds() + AGAIN_S
+            self._store_failed(failure)
+
+        self._in_store(lambda: (self._store.cursor_of(peer), self._store.site_id())).addCallbacks(
+            begun, failed
+        ).addErrback(self._failed)
 
     def _take_changes(self, peer: str, known: _Peer, frame: Changes) -> None:
         incoming = known.incoming

@@ -6,9 +6,9 @@ mean nothing. A frame is at most ``FRAME_BYTES``, and before the handshake is do
 
 **Frame.** A MessagePack array: the type's name, then its fields in the order of the class. A version adds
 fields at the end, with a default; an older front skips them, a newer one takes the default for what an older
-one left out. A new type of frame, or another meaning, is a new ``PROTOCOL_VERSION``. The first three fields of
-``Greeting`` stay what they are for ever. No frame names its sender: that is the front which the handshake has
-shown to be at the other end.
+one left out. A new type of frame, or another meaning, is a new ``PROTOCOL_VERSION``. The first three fields
+of ``Greeting`` stay what they are for ever. No frame names its sender: that is the front which the handshake
+has shown to be at the other end.
 
 **Order.** ::
 
@@ -31,8 +31,8 @@ After that each direction is in order, and nothing waits for an answer:
 * Signaling: ``ToWorker`` and ``ToClient`` carry a message that is ready to be sent on, ``Undelivered`` takes
   the refusal back, ``Arrived`` and ``Kept`` follow a client from one front to another.
 
-**Caps** are in the types, and checked before anything is allocated. What does not fit its type, and bytes that
-are no frame, are a ``BadFrame``: the link is closed, the reason counted.
+**Caps** are in the types, and checked before anything is allocated. What does not fit its type, and bytes
+that are no frame, are a ``BadFrame``: the link is closed, the reason counted.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ Hops = Annotated[int, Meta(ge=0, le=HOPS_MAX)]
 
 
 class BadFrame(Exception):
-    """Bytes that are no frame. ``reason`` is for the log and the counters; the text says where it is wrong."""
+    """Bytes that are no frame. ``reason`` is for the log and the counters; the text says what is wrong."""
 
     def __init__(self, reason: Literal["too-large", "malformed", "unknown-type"], detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
 
 
-# -- the opening ----------------------------------------------------------------------------------------------
+# -- the opening ---------------------------------------------------------------------------------------------
 
 
 class Greeting(Struct, frozen=True, array_like=True, tag="greeting"):
@@ -132,7 +132,7 @@ class Refusal(Struct, frozen=True, array_like=True, tag="refusal"):
     reason: RefusalReason
 
 
-# -- keep-alive, and what every front tells of itself ---------------------------------------------------------
+# -- keep-alive, and what every front tells of itself --------------------------------------------------------
 
 
 class Summary(Struct, frozen=True, array_like=True):
@@ -161,7 +161,7 @@ class Pong(Struct, frozen=True, array_like=True, tag="pong"):
     summary: Summary | None = None
 
 
-# -- sync -----------------------------------------------------------------------------------------------------
+# -- sync ----------------------------------------------------------------------------------------------------
 
 
 class Pull(Struct, frozen=True, array_like=True, tag="pull"):
@@ -177,7 +177,7 @@ class Pull(Struct, frozen=True, array_like=True, tag="pull"):
 
 
 class ReceivedChange(Change, frozen=True, array_like=True, gc=False):
-    """A ``Change`` as it is received: any value, so that ``validate`` refuses a bad one, not the whole frame."""
+    """A ``Change`` as received: with any value, so that ``validate`` refuses one and not the whole frame."""
 
     val: Any
 
@@ -210,7 +210,7 @@ class Ack(Struct, frozen=True, array_like=True, tag="ack"):
     refused: Count = 0
 
 
-# -- election -------------------------------------------------------------------------------------------------
+# -- election ------------------------------------------------------------------------------------------------
 
 
 class PreVote(Struct, frozen=True, array_like=True, tag="pre-vote"):
@@ -263,7 +263,7 @@ class HeartbeatReply(Struct, frozen=True, array_like=True, tag="heartbeat-reply"
     changes: Changes | None = None
 
 
-# -- signaling ------------------------------------------------------------------------------------------------
+# -- signaling -----------------------------------------------------------------------------------------------
 
 
 class ToWorker(Struct, frozen=True, array_like=True, tag="to-worker"):
@@ -290,7 +290,7 @@ class ToClient(Struct, frozen=True, array_like=True, tag="to-client"):
 
 
 class Undelivered(Struct, frozen=True, array_like=True, tag="undelivered"):
-    """A ``ToWorker`` (``towards`` a worker) or ``ToClient`` did not arrive; it goes back the way that it came.
+    """A ``ToWorker`` (``towards`` a worker) or ``ToClient`` did not arrive; it goes back the way it came.
 
     ``outcome`` is the switchboard's, ``ref`` what the message had.
     """
@@ -323,7 +323,7 @@ class Kept(Struct, frozen=True, array_like=True, tag="kept"):
     payloads: Annotated[list[Payload], Meta(max_length=KEPT_MAX)] = []
 
 
-# -- bytes ----------------------------------------------------------------------------------------------------
+# -- bytes ---------------------------------------------------------------------------------------------------
 
 Opening = Union[Greeting, Proof, Refusal]
 """What travels before a link is established."""

@@ -89,7 +89,10 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
         """Parses what has come; nothing once the link is over, which Autobahn would keep."""
         if self.state == self.STATE_CLOSED:
             return
-        self._dataReceived(data)
+        try:
+            self._dataReceived(data)
+        except Exception as problem:  # it decodes an answer without asking whether it is UTF-8
+            self._fail_connection(0, _excerpt(str(problem)))
         if self.state == self.STATE_CONNECTING and len(self.data) > HEADER_BYTES:
             self._fail_connection(0, "the header is too large")
 
@@ -163,7 +166,7 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
 
 
 class Links(Protocol):
-    """Where the links come from: ``links.Acceptor``."""
+    """Where the links come from: ``accepting.Acceptor``."""
 
     def buildProtocol(self, addr: Any) -> PeerLink | None:
         """A link, or None when the address is not listened to."""
@@ -178,21 +181,28 @@ class WorkerSyncProtocol(_Stream, WrappingWebSocketServerProtocol):  # type: ign
     factory: WorkerSyncFactory
 
     def processHandshake(self) -> None:
-        """Parses the request, unless Autobahn would split it into other lines than a proxy in front has."""
+        """Parses the request, but for a browser's, which tells an Origin.
+
+        And but for one that Autobahn would split into other lines than a proxy in front did.
+        """
         head, end, _ = self.data.partition(b"\r\n\r\n")
-        if end and len(head.decode("latin-1").splitlines()) != head.count(b"\r\n") + 1:
+        lines = head.decode("latin-1").split("\r\n")
+        fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines[1:])}
+        origin = fields.get("origin", fields.get("sec-websocket-origin"))
+        if not end:
+            return
+        if lines != head.decode("latin-1").splitlines():
             self.failHandshake("a line of the header ends in its middle")
+        elif origin is not None:
+            self._proto.fail("origin", _excerpt(origin.strip()))
+            self.failHandshake("not for browsers", ConnectionDeny.FORBIDDEN)
         else:
             super().processHandshake()
 
     def onConnect(self, request: ConnectionRequest) -> str | None:
-        """Refuses browsers, which tell an Origin, and addresses that failed a moment ago."""
-        headers = request.headers
-        if "origin" in headers or "sec-websocket-origin" in headers:
-            self._proto.fail("origin", _excerpt(headers.get("origin", "")))
-            raise ConnectionDeny(ConnectionDeny.FORBIDDEN, "not for browsers")
+        """Refuses an address that failed a moment ago."""
         host = getattr(self.transport.getPeer(), "host", "") or ""
-        if not self.factory.links.moved(self._proto, self.factory.address_of(host, headers)):
+        if not self.factory.links.moved(self._proto, self.factory.address_of(host, request.headers)):
             raise ConnectionDeny(ConnectionDeny.SERVICE_UNAVAILABLE, "try again later")
         return SUBPROTOCOL if SUBPROTOCOL in request.protocols else None
 

@@ -10,13 +10,15 @@ from kollator.signaling.messages import Close, encode
 
 
 class Directory:
-    """The connections of one front that have an id, and the clients that dropped a moment ago.
+    """The connections of one front, and the clients that dropped a moment ago.
 
-    A connection is in ``clients``, ``joining`` or ``workers`` under its id exactly as long as its stage says so.
-    ``now`` is monotonic seconds throughout.
+    A connection is in ``clients``, ``joining`` or ``workers`` under its id exactly as long as its stage says so, and
+    until its welcome in ``waiting``, with the time it opened, the oldest first. ``now`` is monotonic seconds
+    throughout.
     """
 
     def __init__(self, registrar: Registrar, tally: Tally, note: Note) -> None:
+        self.waiting: dict[Connection, float] = {}
         self.clients: dict[str, Connection] = {}
         self.joining: dict[str, Connection] = {}
         self.workers: dict[str, Connection] = {}
@@ -24,6 +26,10 @@ class Directory:
         self._registrar = registrar
         self._tally = tally
         self._note = note
+
+    def opened(self, connection: Connection, now: float) -> None:
+        """A connection was admitted."""
+        self.waiting[connection] = now
 
     def enter_client(self, connection: Connection, client: str, now: float) -> Absent | None:
         """Puts a client in, in place of its older connection. Returns what is remembered of it, if anything."""
@@ -33,6 +39,7 @@ class Directory:
         else:
             absent = Absent(older, now)
             self._replace(older)
+        self.waiting.pop(connection, None)
         connection.id = client
         connection.stage = Stage.CLIENT
         self.clients[client] = connection
@@ -52,6 +59,7 @@ class Directory:
     def enter_worker(self, connection: Connection) -> None:
         """Puts a worker in whose registration is written."""
         del self.joining[connection.id]
+        self.waiting.pop(connection, None)
         connection.stage = Stage.WORKER
         self.workers[connection.id] = connection
 
@@ -78,10 +86,13 @@ class Directory:
             self._note("worker-left", worker=connection.id)
             if connection.claim is not None:
                 self._registrar.worker_left(connection.claim)
-        elif stage is Stage.JOINING:  # the registrar is told when it is done with the registration
-            del self.joining[connection.id]
+        else:
+            self.waiting.pop(connection, None)
+            if stage is Stage.JOINING:  # the registrar is told when it is done with the registration
+                del self.joining[connection.id]
 
     def _replace(self, older: Connection) -> None:
+        self.waiting.pop(older, None)
         older.stage = Stage.ENDED
         self._close(older, Close.REPLACED, "replaced by a newer connection")
 

@@ -130,8 +130,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.origin_permitted = origin_permitted
         self.refused = refused
         self.write_buffer_bytes = write_buffer_bytes
-        self.waiting: dict[SignalingProtocol, float] = {}
-        """The connections that may not be welcomed yet, each with the time it opened, the oldest first."""
+        self.waiting = switchboard.waiting
         self.pong: Callable[[SignalingProtocol, bytes], None] = lambda connection, payload: None
         self._admit = admit
         self._release = release
@@ -150,7 +149,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
             return
         connection.admitted = True
         connection.allowance = self._allowance_of(connection.address)
-        self.waiting[connection] = self.clock.seconds()
+        self.switchboard.opened(connection, self.clock.seconds())
 
     def end(self, connection: Connection, code: int, reason: str) -> None:
         """Closes a connection from this side."""
@@ -163,13 +162,12 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
     def closed(self, connection: SignalingProtocol) -> None:
         """A connection is over."""
         self.gone(connection)
-        self.waiting.pop(connection, None)
         if connection.admitted:
             connection.admitted = False
             self._release(connection.address)
 
     def expire(self, hello_timeout_s: float) -> None:
-        """Closes the connections that were not ready to be welcomed in time (4408)."""
+        """Closes the connections that did not say who they are in time (4408)."""
         now = self.clock.seconds()
         late = []
         for connection, since in self.waiting.items():
@@ -177,9 +175,6 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
                 break
             late.append(connection)
         for connection in late:
-            if connection.stage is Stage.JOINING:
-                continue  # it waits for us
-            del self.waiting[connection]
-            if connection.stage < Stage.JOINING:
+            if connection.stage is not Stage.JOINING:  # that one waits for us
                 self.refused("no-hello")
                 self.end(connection, Close.NO_HELLO, "no hello in time")

@@ -81,6 +81,7 @@ class Switchboard:
         note: Note = lambda event, **fields: None,
     ) -> None:
         self._directory = directory = Directory(registrar, tally, note)
+        self.waiting = directory.waiting
         self.clients = directory.clients
         self.workers = directory.workers
         self.mailboxes = directory.mailboxes
@@ -121,6 +122,10 @@ class Switchboard:
         """What is done with which message, by the connection's stage."""
 
     # -- what the adapter calls -----------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection, now: float) -> None:
+        """A connection was admitted; it has yet to say hello."""
+        self._directory.opened(connection, now)
 
     def receive(self, connection: Connection, payload: bytes, now: float) -> None:
         """Takes one text message. Never raises for anything in ``payload``."""
@@ -181,15 +186,15 @@ class Switchboard:
     def drain(self, reconnect_in_ms: Callable[[], int]) -> None:
         """Tells every connection that this front is about to stop; each is given its own (jittered) time.
 
-        Who is welcomed later is told right then.
+        Who is welcomed later is told once more, when it has its ticket.
         """
         self._reconnect_in_ms = reconnect_in_ms
         for connection in self.connections():
             connection.send(encode(Draining(reconnect_in_ms())))
 
     def connections(self) -> list[Connection]:
-        """Every welcomed connection."""
-        return [*self.clients.values(), *self.workers.values()]
+        """Every connection, also those that were not welcomed yet."""
+        return [*self.waiting, *self.clients.values(), *self.workers.values()]
 
     def deliver_to_client(self, client: str, payload: bytes, now: float) -> Outcome:
         """Sends one encoded message to a client of this front, or keeps it for one that dropped just now."""

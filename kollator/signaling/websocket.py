@@ -196,6 +196,7 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
         self._connectionLost(reason)  # type: ignore[arg-type]
 
     def _closeConnection(self, abort: bool = False) -> None:
+        self.data = b""
         if abort and not self.wasClean:
             self.transport.abortConnection()
         else:  # also after a good closing handshake: an abort could destroy what the peer has yet to read

@@ -47,10 +47,11 @@ class FrontChannel(HTTPChannel):
 
     def dataReceived(self, data: bytes) -> None:
         """Part of a request, or of several."""
-        if data and not self._begun:
-            self._begun = True
-            self._await()
+        if data:
+            self._begin()
         LineReceiver.dataReceived(self, data)  # HTTPChannel's own would put the time-out off
+        if self._buffer or self.requests:  # the beginning of the next request came with the last
+            self._begin()
 
     def headerReceived(self, line: bytes) -> bool:
         """One field of a header."""
@@ -137,9 +138,13 @@ class FrontChannel(HTTPChannel):
             head += [name + b": " + value for value in values]
         ahead, self._dataBuffer = b"".join(self._dataBuffer), []
         self._make_way(protocol)
-        protocol.makeConnection(self.transport)
-        self.transport.resumeProducing()  # it may be paused for what was read ahead
-        protocol.dataReceived(b"\r\n".join(head) + b"\r\n\r\n" + ahead)
+        try:
+            protocol.makeConnection(self.transport)
+            self.transport.resumeProducing()  # it may be paused for what was read ahead
+            protocol.dataReceived(b"\r\n".join(head) + b"\r\n\r\n" + ahead)
+        except Exception:  # as the reactor does it; HTTP is not spoken here any more
+            log.failure("a WebSocket could not take a connection over")
+            self.transport.abortConnection()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         # HTTPChannel's one way to refuse a request; its own answer has no body and may be lost to a reset.
@@ -154,6 +159,11 @@ class FrontChannel(HTTPChannel):
         self.setRawMode()  # what is left of the present chunk goes to rawDataReceived
         self._networkProducer.unregisterProducer()
         hand_over(self.transport, self, protocol)
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._await()
 
     def _await(self) -> None:
         if self._next is None and not self._closing:

@@ -25,6 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.e2e.processes import WORKER_KEY, FrontTestCase
 
 LIMIT_S = 5.0
+LIMIT_BYTES = 65536
 SUBPROTOCOL = "kollator.v1"
 Message = dict[str, Any]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import json
 import os
 import re
 import signal
@@ -19,6 +21,7 @@ from typing import IO, ClassVar
 from twisted.trial.unittest import SynchronousTestCase
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
+FOREGROUND = ("-n", "--pidfile=")
 WORKER_KEY = "0123456789abcdef0123456789abcdef"
 
 START_LIMIT_S = 20.0
@@ -50,6 +53,61 @@ def write_key(path: Path, text: str, mode: int = 0o600) -> Path:
     return path
 
 
+def front_arguments(settings: Mapping[str, str], options: Sequence[str], keys: str | None, folder: Path,
+                    twistd_options: Sequence[str] = FOREGROUND) -> list[str]:
+    """``twistd``'s arguments for a front whose database and key file are in ``folder``; writes the key file.
+
+    The port is a free one, unless ``options`` or ``settings`` say where to listen.
+    """
+    arguments = [*twistd_options, "kollator-front", "--database", str(folder / "s.db")]
+    if keys is not None:
+        arguments += ["--worker-key-file", str(write_key(folder / "worker.key", keys))]
+    if not any(name.startswith("--listen") for name in options) and not {"LISTEN", "PORT"} & set(settings):
+        arguments += ["--port", "0"]
+    return [*arguments, *options]
+
+
+def front_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a front: what a process needs, no STUN server of somebody else, and ``settings``."""
+    return {
+        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
+        "NODE_ID": "front-e2e",
+        "HOST": "127.0.0.1",
+        "STUN_SERVERS": "",
+        # Two busy cores must not make a live worker look dead; the tests of health set their own.
+        "WORKER_HEALTH_TIMEOUT": "15000",
+        **settings,
+    }
+
+
+class Nursery:
+    """A process of ``nursery.py``: starts that fail, without the half second that every process costs."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[str] = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nursery.py"))], env=front_environment({}),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        _running.add(self.process)
+
+    def start(self, settings: Mapping[str, str], options: Sequence[str], keys: str | None,
+              folder: Path | None = None) -> tuple[int, str, str]:
+        """Runs a front that ends by itself; returns its exit status, its output and its standard error."""
+        assert self.process.stdin and self.process.stdout
+        folder = folder or new_folder()
+        self.process.stdin.write(json.dumps({
+            "arguments": front_arguments(settings, options, keys, folder),
+            "environment": front_environment(settings), "folder": str(folder)}) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["status"], answer["out"], answer["err"]
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """The one nursery of this test run; it is reaped at the end."""
+    return Nursery()
+
+
 class Front:
     """One front: a ``twistd`` process and what it printed.
 
@@ -60,32 +118,18 @@ class Front:
 
     def __init__(self, settings: Mapping[str, str] | None = None, options: Sequence[str] = (),
                  keys: str | None = WORKER_KEY + "\n", folder: Path | None = None, endpoints: int = 1,
-                 twistd_options: Sequence[str] = ("-n", "--pidfile=")) -> None:
+                 twistd_options: Sequence[str] = FOREGROUND) -> None:
         self.folder = folder or new_folder()
-        self.database = self.folder / "s.db"
         self.endpoints = endpoints
         self.ports: list[int] = []
         self.out: list[str] = []
         self.err: list[str] = []
-        command = [TWISTD, *twistd_options, "kollator-front", "--database", str(self.database)]
-        if keys is not None:
-            command += ["--worker-key-file", str(write_key(self.folder / "worker.key", keys))]
-        if not any(name.startswith("--listen") for name in options) and "LISTEN" not in (settings or {}):
-            command += ["--port", "0"]
-        self.command = [*command, *options]
-        self.environment = {
-            **{name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
-            "NODE_ID": "front-e2e",
-            "HOST": "127.0.0.1",
-            "STUN_SERVERS": "",
-            # Two busy cores must not make a live worker look dead; the tests of health set their own.
-            "WORKER_HEALTH_TIMEOUT": "15000",
-            **(settings or {}),
-        }
+        self.arguments = front_arguments(settings or {}, options, keys, self.folder, twistd_options)
+        self.environment = front_environment(settings or {})
         self._news = threading.Condition()
         self._open_streams = 2
         self.process: subprocess.Popen[str] = subprocess.Popen(
-            self.command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
+            [TWISTD, *self.arguments], env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
         _running.add(self.process)
         self._readers = [
@@ -159,13 +203,12 @@ class Front:
             raise AssertionError(f"exit status {status}:\n{self.log}")
         self.assert_log_clean()
 
-    def assert_log_clean(self, since: int = 0) -> int:
-        """Asserts that the log from line ``since`` on tells of no trouble; returns the number of its lines."""
-        lines = [*self.out, *self.err] if not since else self.out[since:]
+    def assert_log_clean(self, since: int = 0) -> None:
+        """Asserts that the log from line ``since`` on tells of no trouble."""
+        lines = [*self.out[since:], *self.err]
         bad = [number for number, line in enumerate(lines) if _TROUBLE.search(line)]
         if bad:
             raise AssertionError("trouble in the front's log:\n" + "\n".join(lines[bad[0]:bad[0] + 60]))
-        return len(self.out)
 
     def kill(self) -> None:
         """SIGKILL and reap, at once."""
@@ -176,30 +219,44 @@ class Front:
         _running.discard(self.process)
 
 
-class FrontTestCase(SynchronousTestCase):
-    """Tests that share one front a class, started for the first test and stopped after the last one.
+class _Share:
+    """One front for all tests of one configuration, and how many of them are still to come."""
 
-    trial has no ``setUpClass``: the tests of a class are counted as they are made, and the one that finishes
-    last stops the front and asserts its clean end. Each test also asserts that the log told of no trouble.
+    def __init__(self) -> None:
+        self.tests = 0
+        self.front: Front | None = None
+
+
+class FrontTestCase(SynchronousTestCase):
+    """Tests that share a front with all others of the same configuration, in whatever class they are.
+
+    trial has no ``setUpClass``: the tests are counted as they are made, the first one starts the front, and the
+    one that finishes last stops it and asserts its clean end. Each asserts that the log told of no trouble.
     """
 
     settings: ClassVar[Mapping[str, str]] = {}
     options: ClassVar[Sequence[str]] = ()
     keys: ClassVar[str | None] = WORKER_KEY + "\n"
     endpoints: ClassVar[int] = 1
-    _front: ClassVar[Front | None] = None
-    _waiting: ClassVar[int] = 0
+    _shares: ClassVar[dict[object, _Share]] = {}
 
     def __init__(self, methodName: str = "runTest") -> None:
         super().__init__(methodName)
-        type(self)._waiting = type(self).__dict__.get("_waiting", 0) + 1
+        configuration = (type(self).start, tuple(self.settings.items()), tuple(self.options), self.keys)
+        self._share = self._shares.setdefault(configuration, _Share())
+        self._share.tests += 1
+
+    @staticmethod
+    def start(settings: Mapping[str, str], options: Sequence[str], keys: str | None, endpoints: int) -> Front:
+        """Starts the front. A class whose front needs files makes them here."""
+        return Front(settings, options, keys, endpoints=endpoints)
 
     @property
     def front(self) -> Front:
-        """The front of this class."""
-        running = type(self)._front
-        assert running is not None
-        return running
+        """The front of this configuration."""
+        front = self._share.front
+        assert front is not None
+        return front
 
     @property
     def port(self) -> int:
@@ -208,29 +265,25 @@ class FrontTestCase(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.addCleanup(self._finished)
-        if type(self)._front is None:
-            type(self)._front = Front(self.settings, self.options, self.keys, endpoints=self.endpoints).ready()
+        if self._share.front is None:
+            self._share.front = self.start(self.settings, self.options, self.keys, self.endpoints).ready()
         self._logged = len(self.front.out)
 
     def _finished(self) -> None:
-        cls = type(self)
-        cls._waiting -= 1
-        running = cls._front
-        if running is None:
+        share, front = self._share, self._share.front
+        share.tests -= 1
+        if front is None:
             return
-        if running.process.poll() is not None:
-            cls._front = None
-            running.kill()
-            raise AssertionError(f"the front died with status {running.process.returncode}:\n{running.log}")
-        try:
-            running.assert_log_clean(self._logged)
-        finally:
-            if cls._waiting <= 0:
-                cls._front = None
-                running.signal(signal.SIGTERM)
-                status = running.ended()
-                if status != 0:
-                    raise AssertionError(f"exit status {status}:\n{running.log}")
+        if front.process.poll() is not None:
+            share.front = None
+            front.kill()
+            raise AssertionError(f"the front died with status {front.process.returncode}:\n{front.log}")
+        if share.tests <= 0:
+            share.front = None
+            front.signal(signal.SIGTERM)
+            status = front.ended()
+            self.assertEqual(status, 0, front.log)
+        front.assert_log_clean(self._logged)
 
 
 def elapsed_since(start_s: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from tests.e2e.contract_client import Client, ContractTestCase, Worker, front_mac, worker_mac
@@ -303,6 +304,15 @@ class LossTests(ContractTestCase):
         worker.abort()
         self._lost(client, worker, None)
 
+    def test_lost_while_the_client_was_away(self) -> None:
+        """A client that comes back after its worker went is told so, and not left to call the dead."""
+        worker, client = self.worker(), self.client()
+        client.ask(type="assign")
+        self.dropped(client)
+        spare = self.worker(self.w2)
+        worker.close()
+        self._lost(self.client(client.ticket), worker, spare.id)
+
     def test_left_politely(self) -> None:
         """A worker that closes with 1000 is gone as well; with nobody left the assignment is null."""
         worker, client = self.worker(), self.client()
@@ -357,15 +367,16 @@ class HealthTests(ContractTestCase):
 class WorkersFileTests(ContractTestCase):
     """WORKERS_FILE and REGION."""
 
-    def setUp(self) -> None:
-        if type(self)._front is None:
-            folder = new_folder()
-            (folder / "workers.json").write_text(json.dumps({
-                "192.168.1.100": {"region": "us-west", "capacity": 100},
-                "192.168.1.102": {"region": "us-east", "capacity": 50}}))
-            type(self)._front = Front({"REGION": "us-east"}, ("--workers", str(folder / "workers.json")),
-                                      folder=folder).ready()
-        super().setUp()
+    settings: ClassVar = {"REGION": "us-east"}
+
+    @staticmethod
+    def start(settings: Mapping[str, str], options: Sequence[str], keys: str | None, endpoints: int) -> Front:
+        """With the file."""
+        folder = new_folder()
+        (folder / "workers.json").write_text(json.dumps({
+            "192.168.1.100": {"region": "us-west", "capacity": 100},
+            "192.168.1.102": {"region": "us-east", "capacity": 50}}))
+        return Front(settings, (*options, "--workers", str(folder / "workers.json")), keys, folder=folder)
 
     def test_file_gives_region_and_capacity(self) -> None:
         """The operator's file has the last word on the region and the capacity of the worker at an address."""

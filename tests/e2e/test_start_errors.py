@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import socket
 import sqlite3
@@ -12,24 +13,18 @@ from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.e2e.contract_client import ask
-from tests.e2e.processes import WORKER_KEY, Front, new_folder, write_key
-
-AT_ONCE = 3  # processes at a time, for machines with few cores
+from tests.e2e.processes import WORKER_KEY, Front, new_folder, nursery, write_key
 
 
 @frozen
 class Case:
-    """One bad start: the settings and options, and the name that the line must hold."""
+    """One bad start: the name that the line must hold, the settings and options."""
 
     name: str
     settings: Mapping[str, str] = {}
     options: Sequence[str] = ()
     keys: str | None = WORKER_KEY + "\n"
     folder: Path | None = None
-
-    def start(self) -> Front:
-        """Starts the front, without waiting for anything."""
-        return Front(self.settings, self.options, self.keys, folder=self.folder)
 
 
 def _setting(name: str, value: str, **others: str) -> Case:
@@ -42,23 +37,13 @@ class StartErrorTestCase(SynchronousTestCase):
     def assert_refused(self, cases: Sequence[Case]) -> None:
         """Asserts that each case ends with one line that names its setting, and tells of all that do not."""
         wrong = []
-        for at in range(0, len(cases), AT_ONCE):
-            chunk = cases[at:at + AT_ONCE]
-            fronts = [case.start() for case in chunk]
-            for front in fronts:
-                self.addCleanup(front.kill)
-            for case, front in zip(chunk, fronts, strict=True):
-                what = f"{case.name}: {dict(case.settings)} {list(case.options)}"
-                try:
-                    status = front.ended(10.0)
-                except AssertionError as error:
-                    wrong.append(f"{what}: {error}")
-                    continue
-                lines = [line for line in front.err if line.strip()]
-                if status == 0 or len(lines) != 1 or case.name not in lines[0] or "Traceback" in front.log:
-                    wrong.append(f"{what}: status {status}, standard error:\n" + "\n".join(front.err)
-                                 + "\nstandard output:\n" + "\n".join(front.out))
-        self.assertEqual(wrong, [], "\n\n".join(wrong))
+        for case in cases:
+            status, out, err = nursery().start(case.settings, case.options, case.keys, case.folder)
+            lines = [line for line in err.splitlines() if line.strip()]
+            if status <= 0 or len(lines) != 1 or case.name not in lines[0] or "Traceback" in out + err:
+                wrong.append(f"{case.name}: {dict(case.settings)} {list(case.options)}: status {status}, "
+                             f"standard error:\n{err}\nstandard output:\n{out}")
+        self.assertEqual(len(wrong), 0, "\n\n".join(wrong))
 
 
 class BadSettingTests(StartErrorTestCase):
@@ -67,7 +52,7 @@ class BadSettingTests(StartErrorTestCase):
     def test_numbers(self) -> None:
         """A number that is none, or out of range, must not become some other number."""
         self.assert_refused([
-            _setting("PORT", "70000", LISTEN=""),
+            _setting("PORT", "http"), _setting("PORT", "70000"), _setting("PORT", "-1"),
             _setting("WORKER_HEALTH_TIMEOUT", "soon"), _setting("WORKER_HEALTH_INTERVAL", "0"),
             _setting("CONSISTENT_HASH_REPLICAS", "0"), _setting("SYNC_INTERVAL", "-5"), _setting("TURN_TTL", "1h"),
             _setting("HEARTBEAT_INTERVAL", "x"), _setting("ELECTION_TIMEOUT", "nan"), _setting("MAX_CONNECTIONS", "0"),
@@ -79,24 +64,28 @@ class BadSettingTests(StartErrorTestCase):
     def test_words_and_lists(self) -> None:
         """A word, a network, a URL or an origin that is none must not be taken for nothing."""
         self.assert_refused([
-            _setting("HOST", "not a host"), _setting("LISTEN", "nonsense"),
-            _setting("NODE_ID", "two words"), _setting("REGION", "r" * 65),
+            _setting("HOST", "not a host"), _setting("LISTEN", "nonsense"), _setting("LISTEN", "tcp:x"),
+            _setting("LISTEN", "ssl:0:privateKey=/nowhere"), _setting("NODE_ID", "two words"),
+            _setting("NODE_ID", "x" * 65), _setting("REGION", "r" * 65),
             _setting("LEADER_ELECTION", "perhaps"), _setting("QUORUM", "most"), _setting("STUN_SERVERS", "http://x"),
             _setting("TURN_SERVERS", "stun:x.example"), _setting("ALLOWED_ORIGINS", "app.example/page"),
             _setting("TRUSTED_PROXIES", "300.0.0.0/8"), _setting("WORKER_ALLOW", "10.0.0.0/33"),
-            _setting("RATE_LIMIT_EXEMPT", "localhost"), _setting("DEBUG", "!"), _setting("LISTEN", "ssl:0:privateKey=/nowhere"),
+            _setting("RATE_LIMIT_EXEMPT", "localhost"), _setting("DEBUG", "!"),
         ])
 
     def test_options_are_named_too(self) -> None:
         """Who used the option looks for the option's name."""
         self.assert_refused([
-            Case("--hash-replicas", options=("--hash-replicas=0",)), Case("--allow-origin", options=("--allow-origin", "x")),
+            Case("--port", options=("--port", "http")), Case("--hash-replicas", options=("--hash-replicas=0",)),
+            Case("--quorum", options=("--quorum", "most")), Case("--worker-allow", options=("--worker-allow", "x")),
+            Case("--allow-origin", options=("--allow-origin", "x")),
         ])
 
     def test_peers(self) -> None:
         """A cluster that is configured by halves must not start as a cluster of one."""
         self.assert_refused([
             _setting("PEERS", "no-equals-sign", CLUSTER_KEY=WORKER_KEY),
+            _setting("PEERS", "b=ws://b.example/elsewhere", CLUSTER_KEY=WORKER_KEY),
             _setting("PEER_LISTEN", "nonsense", PEERS="b=tcp:127.0.0.1:9", CLUSTER_KEY=WORKER_KEY),
             _setting("CLUSTER_KEY", "", PEERS="b=tcp:127.0.0.1:9", PEER_LISTEN="tcp:0:interface=127.0.0.1"),
             _setting("CLUSTER_KEY_FILE", "/nowhere/key", PEERS="b=tcp:127.0.0.1:9"),
@@ -114,6 +103,7 @@ class BadFileTests(StartErrorTestCase):
             "missing": folder / "missing",
             "empty": write_key(folder / "empty", ""),
             "blank": write_key(folder / "blank", " \n\n\t\n"),
+            "group": write_key(folder / "group", WORKER_KEY, 0o640),
             "others": write_key(folder / "others", WORKER_KEY, 0o604),
             "folder": folder,
         }
@@ -122,14 +112,16 @@ class BadFileTests(StartErrorTestCase):
         files["binary"] = folder / "binary"
         cases = [Case("WORKER_KEY_FILE", options=("--worker-key-file", str(path)), keys=None)
                  for path in files.values()]
-        cases.append(_setting("TURN_SECRET_FILE", str(files["others"]), TURN_SERVERS="turn:t.example"))
+        cases += [_setting("TURN_SECRET_FILE", str(files["others"]), TURN_SERVERS="turn:t.example"),
+                  _setting("CLUSTER_KEY_FILE", str(files["empty"]), PEERS="b=tcp:127.0.0.1:9")]
         self.assert_refused(cases)
 
     def test_workers_file(self) -> None:
         """A file of workers that cannot be read or understood must not be an empty one."""
         folder = new_folder()
-        texts = ("{", "[]", '{"192.168.1.100": {"region": "r", "capacity": 0}}')
-        paths = [folder / "missing.json"]
+        texts = ("", "{", "[]", '{"192.168.1.100": 5}', '{"192.168.1.100": {"region": 5, "capacity": 100}}',
+                 '{"192.168.1.100": {"region": "r", "capacity": 0}}')
+        paths = [folder / "missing.json", folder]
         for number, text in enumerate(texts):
             paths.append(folder / f"{number}.json")
             paths[-1].write_text(text)
@@ -147,13 +139,32 @@ class BadFileTests(StartErrorTestCase):
             ])
 
 
+class WholeProcessTests(SynchronousTestCase):
+    """One bad start as a user makes it, in a process from the first import on."""
+
+    def test_one_line(self) -> None:
+        """Nothing that is imported or registered before the settings are read adds a word to the one line."""
+        front = Front({"MESSAGE_RATE": "fast"})
+        self.addCleanup(front.kill)
+        self.assertGreater(front.ended(), 0)
+        self.assertEqual((len(front.err), front.out), (1, []), front.log)
+        self.assertIn("MESSAGE_RATE", front.err[0])
+
+
+@functools.cache
+def _database() -> Path:
+    front = Front().ready()
+    front.stop()
+    return front.database
+
+
 class BadDatabaseTests(StartErrorTestCase):
     """A database that cannot be used is left as it is."""
 
     def _used(self) -> Path:
-        """A folder with the database of a front that has run."""
+        """A folder of its own with a copy of the database of a front that has run and ended."""
         folder = new_folder()
-        Front(folder=folder).ready().stop()
+        shutil.copy(_database(), folder / "s.db")
         return folder
 
     def _assert_untouched(self, cases: Sequence[tuple[Path, Case]]) -> None:
@@ -228,6 +239,4 @@ class BadDatabaseTests(StartErrorTestCase):
 
     def test_copy_of_a_database(self) -> None:
         """A restored copy is a database like any other."""
-        folder, copy = self._used(), new_folder()
-        shutil.copy(folder / "s.db", copy / "s.db")
-        Front(folder=copy).ready().stop()
+        Front(folder=self._used()).ready().stop()

@@ -40,9 +40,10 @@ class StopTests(SynchronousTestCase):
 
     def test_nobody_there(self) -> None:
         """With no connections there is nobody to wait for."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            front = self._front(DRAIN_TIMEOUT="60")
-            front.signal(number)
+        fronts = [Front({"DRAIN_TIMEOUT": "60"}) for _ in range(2)]  # two start in the time of one
+        for number, front in zip((signal.SIGTERM, signal.SIGINT), fronts, strict=True):
+            self.addCleanup(front.kill)
+            front.ready().signal(number)
             self._assert_ended(front, 2.0)
 
     def test_idle_http_connections(self) -> None:
@@ -179,9 +180,10 @@ class StopTests(SynchronousTestCase):
 
     def test_second_signal(self) -> None:
         """Who is in a hurry asks twice."""
-        for second in (signal.SIGTERM, signal.SIGINT):
-            front = self._front(DRAIN_TIMEOUT="60")
-            client = Client(front.port)
+        fronts = [Front({"DRAIN_TIMEOUT": "60"}) for _ in range(2)]
+        for second, front in zip((signal.SIGTERM, signal.SIGINT), fronts, strict=True):
+            self.addCleanup(front.kill)
+            client = Client(front.ready().port)
             self.addCleanup(client.close)
             front.signal()
             client.expect("draining")
@@ -228,7 +230,7 @@ class DaemonTests(SynchronousTestCase):
         self._await_end(pid)
         log = log_file.read_text()
         self.assertNotIn("Traceback", log)
-        self.assertRegex(log, r"front front-e2e listens on .*port=%d" % port)
+        self.assertRegex(log, rf"front front-e2e listens on .*port={port}")
         self.assertFalse(pid_file.exists())
         Front(folder=folder).ready().stop()
 

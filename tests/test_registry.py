@@ -1,0 +1,235 @@
+"""What a worker does, on its way into the pool, to the disk, and to the clients it concerns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from kollator.pool.workersfile import Entry
+from kollator.registry import Registry
+from kollator.signaling.connection import Claim
+from kollator.state.rows import AttachmentRow, Row, WorkerRow
+from tests.fronts import PEER, FrontTestCase, read_frames, text_frame
+
+
+class RegistryTestCase(FrontTestCase):
+    """With what the registry says noted."""
+
+    def join(self, claim: Claim) -> list[bool]:
+        """Begins a registration; the outcome comes into the list."""
+        outcomes: list[bool] = []
+        self.front.registry.worker_joined(claim, outcomes.append)
+        return outcomes
+
+    def state(self, worker: str) -> str | None:
+        """How the pool sees a worker."""
+        view = self.front.pool.worker(worker)
+        return None if view is None else view.state
+
+    def stored(self, worker: str) -> str | None:
+        """How the disk has it."""
+        for row in self.front.store.rows():
+            if isinstance(row, AttachmentRow) and row.worker == worker:
+                return row.state
+        return None
+
+    def lost(self) -> dict[str, int]:
+        """What was counted of losses."""
+        return {cause: count for cause, count in self.front.counters.workers_lost.items() if count}
+
+
+class JoiningTests(RegistryTestCase):
+    """Registrations."""
+
+    def test_promise_after_the_disk(self) -> None:
+        """A welcome is a promise, so the registration is on disk before it, and before anybody is assigned."""
+        self.front.disk.held = True
+        outcomes = self.join(self.front.claim("w1", "eu", 10))
+        self.assertEqual((outcomes, self.state("w1")), ([], None))
+        self.front.disk.turn()
+        self.assertEqual((outcomes, self.state("w1"), self.stored("w1")), ([True], "up", "up"))
+        self.assertIn(WorkerRow("w1", "eu", 10, "192.0.2.50"), self.front.store.rows())
+
+    def test_disk_that_takes_nothing(self) -> None:
+        """A registration that could not be stored is told so, and leaves nothing behind when the disk recovers."""
+        connection = self.front.store._database.connection
+        connection.execute("PRAGMA query_only=ON").fetchall()
+        self.assertEqual(self.join(self.front.claim("w1")), [False])
+        self.assertEqual((self.state("w1"), len(self.front.roster)), (None, 0))
+        connection.execute("PRAGMA query_only=OFF").fetchall()
+        self.front.advance(1.0)
+        self.assertEqual((self.state("w1"), self.stored("w1")), (None, "down"))
+
+    def test_worker_that_the_store_refuses(self) -> None:
+        """What can never be stored is refused once, and does not keep others away."""
+        self.assertEqual(self.join(self.front.claim("w1", "a\nb")), [False])
+        self.assertEqual(self.join(self.front.claim("w2")), [True])
+        self.assertIsNone(self.front.writer.problem)
+
+    def test_gone_before_it_was_welcomed(self) -> None:
+        """A worker that left while its registration was being written is taken back after it."""
+        self.front.disk.held = True
+        claim = self.front.claim("w1")
+        outcomes = self.join(claim)
+        self.front.disk.turn()
+        self.front.registry.worker_left(claim)
+        self.front.disk.turn()
+        self.assertEqual((outcomes, self.state("w1"), self.stored("w1")), ([True], "down", "down"))
+
+    def test_replaced_by_itself(self) -> None:
+        """A worker that comes back on a new connection is not lost, whatever becomes of the old one."""
+        old, new = self.front.claim("w1", "eu"), self.front.claim("w1", "us")
+        self.join(old)
+        self.assertEqual(self.join(new), [True])
+        self.front.registry.worker_left(old)
+        self.front.advance(0.1)
+        self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("up", "up", {}))
+        view = self.front.pool.worker("w1")
+        self.assertEqual(view and view.region, "us")
+
+    def test_replacement_that_cannot_be_stored(self) -> None:
+        """The old connection was given up for the new one: without it the worker is gone, and not watched."""
+        self.join(self.front.claim("w1"))
+        connection = self.front.store._database.connection
+        connection.execute("PRAGMA query_only=ON").fetchall()
+        self.assertEqual(self.join(self.front.claim("w1", "us")), [False])
+        connection.execute("PRAGMA query_only=OFF").fetchall()
+        self.front.advance(1.0)
+        self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("down", "down", {"replaced": 1}))
+        self.front.clock.advance(5.0)
+        self.front.monitor.turn()
+        self.assertEqual(self.lost(), {"replaced": 1})
+
+    def test_operator_knows_better(self) -> None:
+        """What WORKERS_FILE says of a worker counts before what it says of itself."""
+        told: list[Any] = []
+
+        def listed(worker: str, address: str) -> Entry | None:
+            told.append((worker, address))
+            return {"w1": Entry("eu", None), "w2": Entry(None, 7)}.get(worker)
+
+        registry = Registry(
+            self.front.pool, self.front.roster, self.front.writer,
+            lost=lambda workers: None, joined=lambda worker: None, left=lambda worker: None, listed=listed,
+        )
+        for name in ("w1", "w2", "w3"):
+            registry.worker_joined(self.front.claim(name, "us", 50), lambda stored: None)
+        views = {view.id: (view.region, view.capacity) for view in self.front.pool.workers()}
+        self.assertEqual(views, {"w1": ("eu", 50), "w2": ("us", 7), "w3": ("us", 50)})
+        self.assertEqual(told[0], ("w1", "192.0.2.50"))
+
+    def test_mistake_in_an_answer(self) -> None:
+        """A mistake of who is told of a registration is logged and ends nothing else."""
+
+        def broken(stored: bool) -> None:
+            raise ZeroDivisionError
+
+        self.front.registry.worker_joined(self.front.claim("w1"), broken)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.join(self.front.claim("w2")), [True])
+
+
+class LosingTests(RegistryTestCase):
+    """Workers that are usable no more."""
+
+    def told(self, wire: Any) -> list[Any]:
+        """The messages that a client got, by their types and workers."""
+        messages = [json.loads(payload) for opcode, payload in read_frames(wire.taken()) if opcode == 1]
+        return [(message["type"], message.get("worker")) for message in messages]
+
+    def test_counts_at_once(self) -> None:
+        """What makes a worker worse does not wait for the disk."""
+        claim = self.front.worker("w1")
+        self.front.disk.held = True
+        self.front.registry.worker_status("w1", 100, False)
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("full", "up"))
+        self.front.registry.worker_unwell("w1", "a test")
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("down", "up"))
+        self.front.registry.worker_well("w1")
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("full", "up"))
+        self.front.registry.worker_left(claim)
+        while len(self.front.disk):
+            self.front.disk.turn()
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("down", "down"))
+
+    def test_causes(self) -> None:
+        """An operator tells workers that went from workers that fell silent."""
+        claims = [self.front.worker(f"w{number}") for number in range(3)]
+        self.front.registry.worker_left(claims[0])
+        self.front.registry.worker_left(claims[0])
+        self.front.registry.worker_unwell("w1", "a test")
+        self.front.registry.worker_unwell("w1", "a test")
+        self.front.registry.worker_left(claims[1])
+        self.front.registry.worker_left(claims[2])
+        self.assertEqual(self.lost(), {"closed": 2, "ping": 1})
+
+    def test_clients_are_told_once(self) -> None:
+        """Workers that are lost together are told of together: each message to all clients costs the loop its time."""
+        wire = self.front.client()
+        calls: list[int] = []
+        tell = self.front.switchboard.workers_lost
+
+        def noted(workers: Collection[str]) -> int:
+            calls.append(len(workers))
+            return tell(workers)
+
+        self.patch(self.front.switchboard, "workers_lost", noted)
+        claims = [self.front.worker(f"w{number}") for number in range(50)]
+        wire.send(text_frame(b'{"type":"assign"}'))
+        ((_, assigned),) = self.told(wire)
+        for claim in claims:
+            self.front.registry.worker_left(claim)
+        self.assertEqual(self.told(wire), [])
+        self.front.clock.advance(0)
+        self.assertEqual(calls, [50])
+        self.assertEqual(self.told(wire), [("worker-lost", assigned["id"])])
+
+    def test_back_already(self) -> None:
+        """One that is back before anybody was told is no loss to its clients."""
+        wire = self.front.client()
+        claim = self.front.worker("w1")
+        wire.send(text_frame(b'{"type":"assign"}'))
+        wire.clear()
+        self.front.registry.worker_left(claim)
+        self.front.worker("w1")
+        self.front.clock.advance(0)
+        self.assertEqual(self.told(wire), [])
+        self.assertEqual(self.lost(), {"closed": 1})
+
+    def test_flapping_worker_never_comes_up(self) -> None:
+        """One that falls out again and again comes back held down: it must not be up for a moment in between."""
+        for _ in range(3):
+            self.front.registry.worker_left(self.front.worker("w1"))
+        before = self.lost()
+        seen: set[str | None] = set()
+        apply = self.front.pool.apply_all
+
+        def noted(rows: Collection[Row]) -> Collection[str]:
+            lost = apply(rows)
+            seen.add(self.state("w1"))
+            return lost
+
+        self.patch(self.front.pool, "apply_all", noted)
+        self.front.worker("w1")
+        self.assertEqual((seen, self.stored("w1"), self.lost()), ({"down"}, "down", before))
+        while self.state("w1") != "up" and self.front.clock.seconds() < 60.0:
+            self.front.clock.advance(0.05)
+            self.front.monitor.turn()
+            while self.front.pings:
+                worker, number = self.front.pings.pop()
+                self.front.monitor.ponged(worker, b"%d" % number)
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("up", "up"))
+        self.assertGreater(self.front.clock.seconds(), 1.0)
+
+    def test_silent_worker(self) -> None:
+        """The monitor's word reaches the pool, the disk and the clients, there and back."""
+        wire = self.front.client(PEER)
+        self.front.worker("w1")
+        wire.send(text_frame(b'{"type":"assign"}'))
+        wire.clear()
+        for _ in range(40):
+            self.front.clock.advance(0.05)
+            self.front.monitor.turn()
+        self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("down", "down", {"ping": 1}))
+        self.assertEqual(self.told(wire), [("worker-lost", "w1")])

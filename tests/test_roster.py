@@ -1,0 +1,104 @@
+"""The rows that a front writes of its own workers."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from kollator.pool.roster import Roster
+from kollator.state.rows import AttachmentRow, AttachmentState, Row, WorkerRow
+
+W1 = WorkerRow("w1", "eu", 10, "192.0.2.1")
+
+
+class RosterTests(SynchronousTestCase):
+    """One front, mostly one worker."""
+
+    def setUp(self) -> None:
+        """An empty roster of the front's third life."""
+        self.roster = Roster("f1", 3)
+
+    def attached(self, state: AttachmentState) -> list[Row]:
+        """The row that says so."""
+        return [AttachmentRow("w1", "f1", 3, state)]
+
+    def test_joined_and_left(self) -> None:
+        """Both rows come with a registration, one goes with the connection."""
+        token = object()
+        self.assertEqual(self.roster.joined(W1, token), [W1, *self.attached("up")])
+        self.assertEqual(self.roster.rows("w1"), [W1, *self.attached("up")])
+        self.assertTrue("w1" in self.roster and len(self.roster) == 1)
+        self.assertEqual(self.roster.left("w1", token), self.attached("down"))
+        self.assertEqual((self.roster.rows("w1"), len(self.roster), "w1" in self.roster), ([], 0, False))
+        self.assertEqual(self.roster.left("w1", token), [])
+
+    def test_replaced(self) -> None:
+        """The end of a connection that a newer one replaced is no end of the worker."""
+        old, new = object(), object()
+        self.roster.joined(W1, old)
+        self.roster.status("w1", 10, False)
+        moved = WorkerRow("w1", "us", 20, "192.0.2.2")
+        self.assertEqual(self.roster.joined(moved, new), [moved, *self.attached("up")])
+        self.assertEqual(self.roster.left("w1", old), [])
+        self.assertEqual((self.roster.sessions("w1"), self.roster.rows("w1")[0]), (0, moved))
+        self.assertEqual(self.roster.left("w1", new), self.attached("down"))
+
+    def test_full_with_hysteresis(self) -> None:
+        """A worker at its limit is full until it is clearly under it, or it would flicker with every session."""
+        self.roster.joined(W1, None)
+        for sessions, rows in (
+            (9, []), (10, self.attached("full")), (12, []), (9, []), (10, []), (8, self.attached("up")), (9, []),
+        ):
+            self.assertEqual(self.roster.status("w1", sessions, False), rows, sessions)
+            self.assertEqual(self.roster.sessions("w1"), sessions)
+
+    def test_smallest_worker(self) -> None:
+        """A worker for one session is relieved when that one ends."""
+        self.roster.joined(WorkerRow("w1", "", 1), None)
+        self.assertEqual(self.roster.status("w1", 1, False), self.attached("full"))
+        self.assertEqual(self.roster.status("w1", 0, False), self.attached("up"))
+
+    def test_worst_state_counts(self) -> None:
+        """Down before draining before full; what was told meanwhile counts when the worse is over."""
+        self.roster.joined(W1, None)
+        self.assertEqual(self.roster.status("w1", 10, True), self.attached("draining"))
+        self.assertEqual(self.roster.unwell("w1"), self.attached("down"))
+        self.assertEqual(self.roster.unwell("w1"), [])
+        self.assertEqual(self.roster.status("w1", 10, False), [])
+        self.assertEqual(self.roster.well("w1"), self.attached("full"))
+        self.assertEqual(self.roster.well("w1"), [])
+
+    def test_strangers(self) -> None:
+        """Nothing is written of a worker that is not here."""
+        for rows in (
+            self.roster.status("w2", 1, False), self.roster.unwell("w2"), self.roster.well("w2"),
+            self.roster.left("w2", None), self.roster.rows("w2"),
+        ):
+            self.assertEqual(rows, [])
+        self.assertEqual(self.roster.sessions("w2"), 0)
+
+    steps = st.lists(
+        st.one_of(
+            st.tuples(st.just("status"), st.integers(0, 12), st.booleans()),
+            st.sampled_from([("unwell",), ("well",), ("joined",), ("left",)]),
+        ),
+        max_size=30,
+    )
+
+    @settings(max_examples=100, deadline=None)
+    @given(steps)
+    def test_rows_tell_changes_only(self, steps: list[tuple[object, ...]]) -> None:
+        """A row in between is a change, or every status of every worker would travel to every front."""
+        roster = Roster("f1", 3)
+        stored: dict[str, Row] = {}
+        for name, *rest in steps:
+            arguments = {"joined": (W1, None), "left": ("w1", None)}.get(str(name), ("w1", *rest))
+            for row in getattr(roster, str(name))(*arguments):
+                table = type(row).__name__
+                if name not in ("joined", "left"):
+                    self.assertNotEqual(stored.get(table), row)
+                stored[table] = row
+        held = roster.rows("w1")
+        now = stored.get("AttachmentRow", AttachmentRow("w1", "f1", 3, "down"))
+        self.assertEqual(held[1] if held else AttachmentRow("w1", "f1", 3, "down"), now)
