@@ -72,7 +72,6 @@ class Gate:
 
     def caller(self, peer: str, fields: Mapping[str, str], scheme: str, fallback_host: str) -> Caller:
         """Who asks, by the connection and (from trusted proxies) the headers, whose names are in lower case."""
-
         forwarded_for, forwarded = _lines(fields, "x-forwarded-for"), _lines(fields, "forwarded")
         used_scheme, host = client_scheme_host(
             peer,

@@ -369,11 +369,7 @@ class Net:
         ends[0].protocol, ends[1].protocol = protocol, served
         self.transports += ends
         protocol.makeConnection(ends[0])
-        if served is None:
-            ends[1].connected = False
-            ends[1].outgoing.append(_FIN)
-        else:
-            served.makeConnection(ends[1])
+        served.makeConnection(ends[1])
         return protocol
 
     def stranger(self, front: Front, host: str = "10.0.9.9") -> Stranger:

@@ -22,7 +22,7 @@ class DrainTests(FrontTestCase):
     def begin(self) -> Deferred[None]:
         """The first step; each connection is told a time of its own."""
         times = iter(range(100, 200))
-        return self.front.drain.begin(self.front.switchboard, TIMEOUT_S, lambda: next(times))
+        return self.front.drain.begin(self.front.signaling, TIMEOUT_S, lambda: next(times))
 
     def test_nobody(self) -> None:
         """A front that nobody is connected to stops at once."""
@@ -140,7 +140,7 @@ class StopSignalsTests(FrontTestCase):
         self.assertEqual(self.reactor.stops, 0)
         self.turn()
         self.assertEqual(self.reactor.stops, 1)
-        begun = self.front.drain.begin(self.front.switchboard, TIMEOUT_S, lambda: 100)
+        begun = self.front.drain.begin(self.front.signaling, TIMEOUT_S, lambda: 100)
         self.front.advance(1.0)
         self.assertNoResult(begun)
         signal.raise_signal(signal.SIGINT)

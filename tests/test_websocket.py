@@ -317,9 +317,12 @@ class FrameTests(SignalingTestCase):
             burst = int(MESSAGE_RATE * 4 * FRAMES)
             peer.gives(data * (burst - 1))
             self.assertTrue(all(opcode == PONG for opcode, _ in peer.takes()))
+            pongs = len(self.bench.pongs)
             peer.gives(data * 1000)
             self.assertClosed(peer, Close.RATE_LIMITED)
             self.assertEqual((peer.socket.reading, peer.protocol.data), (False, b""))
+            peer.protocol.dataReceived(data * 10)  # TLS may have some more
+            self.assertLessEqual(len(self.bench.pongs), pongs + 1)
             self.clock.advance(CLOSE_TIMEOUT_S)
             self.clock.advance(0)
             self.assertIsNotNone(peer.socket.lost)
@@ -368,6 +371,17 @@ class CloseTests(SignalingTestCase):
         peer.gives(frame(TEXT, HELLO) + frame(PING))
         peer.closes(1001)
         self.assertEqual((peer.takes(), peer.socket.lost.value.__class__.__name__), ([], "ConnectionDone"))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_no_call_is_left(self) -> None:
+        """Without it each connection would leave a call, and itself in memory, until some time-out."""
+        for way in ("vanishes", "closes"):
+            peer = self.peer().joins()
+            if way == "vanishes":
+                self.bench.factory.end(peer.protocol, Close.GOING_AWAY, "front going away")
+            getattr(peer, way)()
+            self.assertIsNotNone(peer.socket.lost)
+            self.assertEqual(self.clock.getDelayedCalls(), [], way)
 
     def test_no_answer_to_our_close_frame(self) -> None:
         """Without it a peer could keep a connection that was closed, and speak on for ever."""
@@ -604,7 +618,7 @@ class GarbageTests(SignalingTestCase):
         self.feed(source, peer)
         self.assertRegex(bytes(peer.socket.out[:13]), rb"\A(HTTP/1\.1 [145]0?\d+ |\Z)")
         self.clock.advance(HANDSHAKE_TIMEOUT_S)
-        self.bench.factory.expire(0.0)
+        self.bench.factory.end(peer.protocol, Close.GOING_AWAY, "front going away")
         self.clock.advance(CLOSE_TIMEOUT_S)
         self.clock.advance(0)
         self.assertEqual((self.bench.inside, dict(self.bench.factory.waiting)), ([], {}))

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.state.errors import StoreError
 from kollator.state.rows import AttachmentRow, Row, WorkerRow
-from kollator.state.writer import RETRY_S, Writer
+from kollator.state.writer import HANG_S, RETRY_S, Writer
 from tests.fronts import Disk, open_store
 
 
@@ -160,6 +160,20 @@ class FailingTests(WriterTestCase):
         self.assertIn(WorkerRow("w0", "newer"), self.stored())
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_newer_row_behind_a_failing_one(self) -> None:
+        """What was said while the older version was on its way to the disk counts, although that one failed."""
+        connection = self.store._database.connection
+        connection.execute("PRAGMA query_only=ON").fetchall()
+        older = self.writer.write([WorkerRow("w0", "older")])
+        newer = self.writer.write([WorkerRow("w0", "newer")])
+        self.disk.turn()
+        self.failureResultOf(older, StoreError)
+        connection.execute("PRAGMA query_only=OFF").fetchall()
+        self.clock.advance(RETRY_S)
+        self.turn_all()
+        self.successResultOf(newer)
+        self.assertEqual(self.stored(), [WorkerRow("w0", "newer")])
+
     def test_thread_that_cannot_be_started(self) -> None:
         """A machine out of threads is as good as out of disk: nothing is lost, nobody waits for ever."""
 
@@ -192,6 +206,16 @@ class FailingTests(WriterTestCase):
         self.clock.advance(RETRY_S)
         self.turn_all()
         self.assertEqual((self.writer.problem, self.clock.getDelayedCalls()), (None, []))
+
+    def test_hanging_write(self) -> None:
+        """A disk that neither takes nor refuses a write (a dead network mount) is a problem while it lasts."""
+        self.writer.probe()
+        self.clock.advance(HANG_S)
+        self.assertIsNone(self.writer.problem)
+        self.clock.advance(0.1)
+        self.assertIn("does not come", self.writer.problem or "")
+        self.disk.turn()
+        self.assertIsNone(self.writer.problem)
 
     def test_probe_is_no_queue(self) -> None:
         """Probes of a disk that hangs do not pile up."""

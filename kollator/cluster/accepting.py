@@ -9,7 +9,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from kollator.clock import Clock
-from kollator.cluster.link import End, PeerLink, Reason
+from kollator.cluster.link import End, PeerLink, Reason, TurnedAway
 from kollator.guard.addresses import limit_key
 from kollator.guard.limits import Allowance, FailureBackoff
 
@@ -57,7 +57,11 @@ class Acceptor(Factory):
         self._lines_full_at = 0.0
         self._unsaid = 0
 
-    def buildProtocol(self, addr: Any) -> PeerLink | None:
+    def buildProtocol(self, addr: Any) -> Any:
+        """A link, or what closes the connection: a factory that TLS is wrapped around must build something."""
+        return self.link(addr) or TurnedAway()
+
+    def link(self, addr: Any) -> PeerLink | None:
         """A link, or None when this address is not to be listened to now."""
         address = host_of(addr)
         if not self.is_open:

@@ -25,9 +25,12 @@ GIVE_WAY_S = 0.1
 LIVED_S = 2.0
 """After a link that lived so long the next pause is the shortest again."""
 SAY_AGAIN_S = 60.0
-"""A peer that cannot be linked is mentioned when the reason changes, and so often."""
+"""Each reason why a peer cannot be linked is mentioned so often."""
 
-_NOT_SAID = ("closed-early", "stopping", "duplicate-link")
+SAID_MAX = 8
+"""So many different reasons of one peer are mentioned in that time."""
+
+_NOT_SAID = ("stopping", "duplicate-link")
 
 
 class LinkError(Exception):
@@ -45,8 +48,7 @@ class Route:
         self.connecting: Deferred[Any] | None = None
         self.attempts = 0
         self.due = 0.0
-        self.said = ""
-        self.said_at = 0.0
+        self.said: dict[str, float] = {}
 
 
 class _Dialled(Factory):
@@ -113,7 +115,7 @@ class Dialler:
     def linked(self, link: PeerLink, peer: str) -> None:
         """There is a link to ``peer``, by whomever: another one is not needed."""
         route = self._routes[peer]
-        route.said = ""
+        route.said.clear()
         if route.link is link:
             route.link = route.connecting = None
         elif route.link is not None and not (self._node < peer and route.link.answered):
@@ -165,9 +167,10 @@ class Dialler:
 
     def _say(self, route: Route, end: End) -> None:
         text, now = str(end), self._clock.seconds()
-        if end.reason in _NOT_SAID or not self.running or (text == route.said and now - route.said_at < SAY_AGAIN_S):
+        route.said = {said: at for said, at in route.said.items() if now - at < SAY_AGAIN_S}
+        if end.reason in _NOT_SAID or not self.running or text in route.said or len(route.said) >= SAID_MAX:
             return
-        route.said, route.said_at = text, now
+        route.said[text] = now
         log.warn(
             "{peer} cannot be linked at {endpoint}: {why}",
             peer=route.peer.node,

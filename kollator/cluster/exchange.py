@@ -33,12 +33,15 @@ class Local(Protocol):
     def deliver_to_client(self, client: str, payload: bytes, now: float) -> Outcome:
         """Sends an encoded message to a client of this front, or keeps it for one that dropped just now."""
 
-    def undelivered(self, sender: str, target: str, outcome: Outcome, ref: str | None) -> None:
-        """Tells a client or worker of this front that its message did not arrive."""
+    def undelivered(self, sender: str, target: str, outcome: Outcome, ref: str | None) -> bool:
+        """Tells a client or worker that its message did not arrive. False: the sender is not connected here."""
 
-    def moved_away(self, client: str, at_ms: int, now: float) -> tuple[str, Sequence[str], Sequence[bytes]] | None:
-        """A client has connected elsewhere at that time: closes an older connection of it here, and gives out
-        what was remembered (assigned worker, workers talked to, kept messages).
+    def moved_away(
+        self, client: str, at_ms: int, front: str, now: float
+    ) -> tuple[str, Sequence[str], Sequence[bytes]] | None:
+        """A client has connected to ``front`` at that time: closes an older connection of it here (at equal times
+        the front with the higher id has the newer one), and gives out what was remembered: assigned worker, workers
+        talked to, kept messages. None when nothing was, or the connection here is the newer one.
         """
 
     def inherited(self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes]) -> None:
@@ -48,8 +51,8 @@ class Local(Protocol):
 class Exchange:
     """The ways between this front's connections and those of others.
 
-    ``send`` gives a frame to a peer's link and returns whether it took it, ``up`` tells which peers have a link,
-    ``fronts_of`` the live fronts that hold a worker.
+    ``send`` gives a frame to a peer's link and returns whether it took it, ``up`` tells which peers have a link
+    (for a detour the first is tried first), ``fronts_of`` the live fronts that hold a worker.
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class Exchange:
         self._send = send
         self._up = up
         self._fronts_of = fronts_of
-        self._routes: OrderedDict[str, str] = OrderedDict()
+        self._routes: OrderedDict[str, str] = OrderedDict()  # the way to a client
+        self._returns: OrderedDict[str, str] = OrderedDict()  # the way to a worker whose message was passed on
 
     def __len__(self) -> int:
-        return len(self._routes)
+        """How many ways are remembered."""
+        return len(self._routes) + len(self._returns)
 
     # -- from this front's own connections --------------------------------------------------------------------------
 
@@ -92,7 +97,7 @@ class Exchange:
     def received(self, peer: str, frame: Frame, now: float) -> bool:
         """Takes a frame of ``peer``; False when it is none of the exchange's."""
         if isinstance(frame, ToWorker):
-            self._learn(frame.client, peer)
+            _learn(self._routes, frame.client, peer)
             outcome = self._local.deliver_to_worker(frame.worker, frame.payload)
             if outcome == "unknown":
                 outcome = self._towards_worker(frame, came_by=peer)
@@ -102,6 +107,8 @@ class Exchange:
             outcome = self._local.deliver_to_client(frame.client, frame.payload, now)
             if outcome == "unknown":
                 outcome = self._towards_client(frame, came_by=peer)
+                if outcome == "sent":
+                    _learn(self._returns, frame.worker, peer)
             if outcome != "sent":
                 self._send(peer, Undelivered("client", frame.worker, frame.client, outcome, frame.ref))
         elif isinstance(frame, Undelivered):
@@ -116,8 +123,9 @@ class Exchange:
 
     def link_down(self, peer: str) -> None:
         """The link is gone: what was learned over it is, too."""
-        for client in [client for client, way in self._routes.items() if way == peer]:
-            del self._routes[client]
+        for table in (self._routes, self._returns):
+            for name in [name for name, way in table.items() if way == peer]:
+                del table[name]
 
     # -- the ways -----------------------------------------------------------------------------------------------------
 
@@ -151,29 +159,28 @@ class Exchange:
         return "busy" if direct else "unknown"
 
     def _take_undelivered(self, peer: str, frame: Undelivered) -> None:
+        sender, target, back = frame.client, frame.worker, self._routes
         if frame.towards == "client":
             if self._routes.get(frame.client) == peer:
                 del self._routes[frame.client]
-            sender, target = frame.worker, frame.client
-        else:
-            sender, target = frame.client, frame.worker
-            way = self._routes.get(sender)
+            sender, target, back = frame.worker, frame.client, self._returns
+        if not self._local.undelivered(sender, target, frame.outcome, frame.ref):
+            way = back.pop(sender, None)
             if way is not None and way != peer:
                 self._send(way, frame)
-                return
-        self._local.undelivered(sender, target, frame.outcome, frame.ref)
 
     def _take_arrived(self, peer: str, frame: Arrived, now: float) -> None:
         if frame.kind != "client":
-            return
-        remembered = self._local.moved_away(frame.id, frame.at_ms, now)
-        self._learn(frame.id, peer)
+            return  # a worker may be connected to several fronts
+        remembered = self._local.moved_away(frame.id, frame.at_ms, peer, now)
+        _learn(self._routes, frame.id, peer)
         if remembered is not None:
             assigned, talked, payloads = remembered
             self._send(peer, Kept(frame.id, assigned, list(talked), list(payloads)))
 
-    def _learn(self, client: str, peer: str) -> None:
-        self._routes[client] = peer
-        self._routes.move_to_end(client)
-        if len(self._routes) > ROUTES:
-            self._routes.popitem(last=False)
+
+def _learn(table: OrderedDict[str, str], name: str, peer: str) -> None:
+    table[name] = peer
+    table.move_to_end(name)
+    if len(table) > ROUTES:
+        table.popitem(last=False)

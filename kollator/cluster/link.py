@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple, Protocol, get_args
 
+from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import Int32StringReceiver
@@ -344,6 +345,16 @@ class PeerLink(Int32StringReceiver):
         if self._outbox is not None:
             self._outbox.put(_framed(frame))
             self._outbox.flush()
+
+
+class TurnedAway(TwistedProtocol):
+    """A connection that gets no link."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Closes it."""
+        self.transport.abortConnection()
 
 
 def _framed(frame: Opening) -> bytes:

@@ -40,7 +40,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kollator.cluster.link import PeerLink
+from kollator.cluster.link import PeerLink, TurnedAway
 
 log = Logger("kollator:cluster")
 
@@ -165,10 +165,10 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
         self.transport.setTcpNoDelay(enabled)
 
 
-class Links(Protocol):
+class LinkSource(Protocol):
     """Where the links come from: ``accepting.Acceptor``."""
 
-    def buildProtocol(self, addr: Any) -> PeerLink | None:
+    def link(self, addr: Any) -> PeerLink | None:
         """A link, or None when the address is not listened to."""
 
     def moved(self, link: PeerLink, address: str) -> bool:
@@ -228,7 +228,7 @@ class WorkerSyncProtocol(_Stream, WrappingWebSocketServerProtocol):  # type: ign
 class WorkerSyncFactory(WrappingWebSocketServerFactory):  # type: ignore[misc]
     """For ``upgrades`` of the door and for ``upgrade_to``: takes ``/worker-sync`` and makes links of it.
 
-    ``links`` is the acceptor of a front's links. ``address_of`` tells the address of a client from that of the
+    ``links`` is the ``acceptor`` of a front's ``Links``. ``address_of`` tells the address of a client from that of the
     transport and the headers (lower-case names), where proxies are trusted.
     """
 
@@ -236,7 +236,7 @@ class WorkerSyncFactory(WrappingWebSocketServerFactory):  # type: ignore[misc]
 
     def __init__(
         self,
-        links: Links,
+        links: LinkSource,
         reactor: Any,
         address_of: Callable[[str, Mapping[str, str]], str] = lambda host, headers: host,
     ) -> None:
@@ -248,9 +248,9 @@ class WorkerSyncFactory(WrappingWebSocketServerFactory):  # type: ignore[misc]
         self.setProtocolOptions(webStatus=False, failByDrop=True, openHandshakeTimeout=0, closeHandshakeTimeout=0)
 
     def buildProtocol(self, addr: Any) -> Any:
-        """One end of a WebSocket with its link, or None when the address is not listened to."""
-        link = self.links.buildProtocol(addr)
-        return None if link is None else _wired(WorkerSyncProtocol(), self, link)
+        """One end of a WebSocket with its link, or what closes the connection when the address is not listened to."""
+        link = self.links.link(addr)
+        return TurnedAway() if link is None else _wired(WorkerSyncProtocol(), self, link)
 
     def startFactory(self) -> None:
         """Nothing."""
@@ -287,9 +287,8 @@ class WorkerSyncClientFactory(WrappingWebSocketClientFactory):  # type: ignore[m
         )
 
     def buildProtocol(self, addr: Any) -> Any:
-        """As the server's."""
-        link = self._factory.buildProtocol(addr)
-        return None if link is None else _wired(WorkerSyncClientProtocol(), self, link)
+        """One end of a WebSocket, with the link that dials."""
+        return _wired(WorkerSyncClientProtocol(), self, self._factory.buildProtocol(addr))
 
 
 def _excerpt(text: str) -> str:

@@ -74,8 +74,8 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
     frames_full_at = 0.0
     deaf = False
     """Nothing is read any more."""
-    text = bytearray()
-    """The message that is being received."""
+    text: bytes | bytearray = b""
+    """What has come of a message."""
     cutting: Call | None = None
 
     # -- what subclasses do -------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
         """The handshake is done."""
 
     def received(self, text: bytes) -> None:
-        """One complete text message came, valid UTF-8."""
+        """One complete text message came, valid UTF-8; perhaps after we have closed."""
 
     def overflowed(self) -> None:
         """A message over ``MESSAGE_BYTES`` began: to be closed."""
@@ -289,9 +289,8 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
 
     def onMessageEnd(self) -> None:
         """The end of a message, unless it was refused on the way."""
-        text = bytes(self.text)
-        del self.text
-        if self.state == self.STATE_OPEN and not self.failedByMe:
+        text, self.text = bytes(self.text), b""
+        if not self.failedByMe:
             self.heard = True
             self.received(text)
 

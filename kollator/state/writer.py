@@ -21,6 +21,8 @@ log = Logger("kollator:state")
 
 RETRY_S = 1.0
 """How long after a failed write the next one is tried."""
+HANG_S = 5.0
+"""A write that takes longer than this is a problem, although it may yet succeed."""
 
 InThread = Callable[..., "Deferred[Any]"]
 """Runs a function, with its arguments, one at a time and in order, outside the reactor's thread."""
@@ -53,11 +55,18 @@ class Writer:
         self._pending: dict[_Key, Row] = {}
         self._waiting: list[_Waiting] = []
         self._running = False
+        self._began_s = 0.0
         self._retry: Call | None = None
         self._stopped: Deferred[None] | None = None
         self._probes = 0
-        self.problem: str | None = None
-        """Why the last write failed; None when it did not."""
+        self._problem: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Why the database takes no writes: the last one failed, or hangs; None when it did not."""
+        if self._problem is None and self._running and self._clock.seconds() - self._began_s > HANG_S:
+            return "a write does not come to its end"
+        return self._problem
 
     def write(self, rows: Iterable[Row]) -> Deferred[None]:
         """Queues rows. Fires when they are on disk, fails when they could not be written this time.
@@ -100,6 +109,7 @@ class Writer:
         batch, self._pending = self._pending, {}
         waiting, self._waiting = self._waiting, []
         self._running = True
+        self._began_s = self._clock.seconds()
         running = maybeDeferred(self._in_thread, self._store_batch, batch)
         running.addCallbacks(self._written, self._failed, (waiting,), {}, (batch, waiting), {})
         running.addErrback(lambda failure: log.failure("a write was followed by an error", failure=failure))
@@ -127,9 +137,9 @@ class Writer:
 
     def _written(self, refused: dict[_Key, ValueError], waiting: list[_Waiting]) -> None:
         self._running = False
-        if self.problem is not None:
+        if self._problem is not None:
             log.info("the database takes writes again")
-        self.problem = None
+        self._problem = None
         for key, problem in refused.items():
             log.error("the row {key} was dropped: {problem}", key=repr(key), problem=str(problem))
         for done, keys in waiting:
@@ -144,9 +154,9 @@ class Writer:
     def _failed(self, failure: Failure, batch: dict[_Key, Row], waiting: list[_Waiting]) -> None:
         self._running = False
         self._pending = batch | self._pending  # what came meanwhile is newer
-        if self.problem is None:
+        if self._problem is None:
             log.error("the database does not take writes: {problem}", problem=failure.getErrorMessage())
-        self.problem = failure.getErrorMessage()
+        self._problem = failure.getErrorMessage()
         if self._stopped is None:
             self._retry = self._clock.callLater(RETRY_S, self._try_again)
         for done, _ in waiting:

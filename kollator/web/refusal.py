@@ -82,8 +82,10 @@ class LastWord:
         self._left_bytes = LINGER_BYTES
         self._timer = clock.callLater(LINGER_S, transport.abortConnection)
         transport.write(answer)
-        if not ISSLTransport.providedBy(transport) and hasattr(transport, "loseWriteConnection"):
-            transport.loseWriteConnection()  # under TLS that would cut the connection below it
+        if ISSLTransport.providedBy(transport):
+            transport.loseConnection()  # TLS waits for the other side's close by itself, for ever if need be
+        elif hasattr(transport, "loseWriteConnection"):
+            transport.loseWriteConnection()
 
     def dataReceived(self, data: bytes) -> None:
         """Drops it."""

@@ -155,7 +155,7 @@ class WholeProcessTests(SynchronousTestCase):
 def _database() -> Path:
     front = Front().ready()
     front.stop()
-    return front.database
+    return front.folder / "s.db"
 
 
 class BadDatabaseTests(StartErrorTestCase):
