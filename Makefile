@@ -8,7 +8,7 @@ TESTS ?= tests
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types unit clean
+.PHONY: help cluster run test lint types unit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 run/worker.key:
 	@mkdir -p run
 	@umask 077 && $(PYTHON) -c 'import secrets; print(secrets.token_hex(32))' > $@
+
+cluster: $(VENV)/.installed ## Starts three fronts on ports 8080 to 8082 that know each other, with a worker each
+	etc/cluster.sh
 
 run: $(VENV)/.installed run/worker.key ## Starts a front with a demo worker; prints the address to open
 	@exec $(BIN)/twistd -n --pidfile= kollator-front --database run/signaling.db \

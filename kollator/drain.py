@@ -39,19 +39,20 @@ class Drain:
         if count:
             log.info("draining: {count} connections are told, up to {timeout_s:g} s", count=count, timeout_s=timeout_s)
         switchboard.drain(reconnect_in_ms)
-        return self._wait(lambda: not switchboard.connections(), timeout_s)
+        return self.wait(lambda: not switchboard.connections(), timeout_s)
 
     def close(self, closed: SignalingFactory) -> Deferred[None]:
         """Closes whoever is left (1001); fires when the closing handshakes are done."""
         for connection in closed.switchboard.connections():
             closed.end(connection, Close.GOING_AWAY, "front going away")
-        return self._wait(lambda: closed.getConnectionCount() == 0, CLOSE_S)
+        return self.wait(lambda: closed.getConnectionCount() == 0, CLOSE_S)
 
     def hurry(self) -> None:
         """Waits for nobody any more."""
         self._hurried = True
 
-    def _wait(self, over: Callable[[], bool], timeout_s: float) -> Deferred[None]:
+    def wait(self, over: Callable[[], bool], timeout_s: float) -> Deferred[None]:
+        """Fires when ``over`` says so, at the latest after ``timeout_s``, or when somebody is in a hurry."""
         until = self._clock.seconds() + timeout_s
         if over() or self._hurried:
             return succeed(None)

@@ -15,7 +15,7 @@ from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
 from kollator.pool.workersfile import Entry
 from kollator.signaling.connection import Claim
-from kollator.state.rows import Row, WorkerRow
+from kollator.state.rows import AttachmentRow, FrontRow, Row, WorkerRow
 from kollator.state.writer import Writer
 
 log = Logger("kollator:pool")
@@ -97,6 +97,24 @@ class Registry:
         """The worker is as good as any again."""
         log.info("worker {worker} is usable again", worker=worker)
         self._commit(self.roster.well(worker), "other")
+
+    # -- what the cluster tells ---------------------------------------------------------------------------------------
+
+    def merged(self, rows: Collection[Row]) -> None:
+        """Rows of others, from the store, which has them already."""
+        self._apply(rows, "other")
+
+    def restate(self, row: AttachmentRow) -> None:
+        """A merge has put this into the store about a worker of this front: it is written what is true."""
+        truth = self.roster.truth(row.worker)
+        if truth != row:
+            self._commit([truth], "other")
+
+    def reincarnated(self, row: FrontRow) -> None:
+        """This front has begun a new life, whose row is stored: all that it holds moves over, as one change."""
+        rows = self.roster.renewed(row.incarnation)
+        self._apply([row, *rows], "other")
+        self._writer.write(rows).addErrback(lambda _: None)
 
     def _forget(self, claim: Claim, cause: str) -> None:
         rows = self.roster.left(claim.id, claim)

@@ -51,6 +51,8 @@ class Standing(NamedTuple):
     leader: str | None
     term: int
     cluster: list[ClusterNode]
+    synchronised: bool = True
+    """A leader has what its followers have; a follower lacks nothing of its leader's."""
 
 
 class Gate:
@@ -223,6 +225,7 @@ class FrontViews:
             connections=answers.ConnectionCounts(client=len(switchboard.clients), worker=len(switchboard.workers)),
             ring=RingDigest(self._pool.digest),
             uptime_s=round(self._monotonic() - self._started, 3),
+            synchronised=standing.synchronised,
         )
 
     def ready(self) -> str | None:

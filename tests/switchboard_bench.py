@@ -105,16 +105,21 @@ class Front:
     def __init__(self) -> None:
         self.outcome: Any = "sent"
         self.asked: list[tuple[str, str, bytes]] = []
+        self.arrivals: list[tuple[str, int]] = []
 
-    def to_worker(self, worker: str, client: str, payload: bytes) -> Any:
+    def to_worker(self, worker: str, client: str, payload: bytes, ref: str | None) -> Any:
         """Recorded."""
         self.asked.append((worker, client, payload))
         return self.outcome
 
-    def to_client(self, client: str, worker: str, payload: bytes) -> Any:
+    def to_client(self, client: str, worker: str, payload: bytes, ref: str | None) -> Any:
         """Recorded."""
         self.asked.append((client, worker, payload))
         return self.outcome
+
+    def arrived(self, client: str, at_ms: int) -> None:
+        """Recorded."""
+        self.arrivals.append((client, at_ms))
 
 
 class Bench:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import random
 
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
 from kollator.cluster.accepting import HALF_OPEN_MAX, LINES_AT_ONCE
 from kollator.cluster.handshake import Handshake
 from kollator.cluster.link import HARD_BYTES, KEEPALIVE_S, REASONS, SOFT_BYTES, STALLED_S
+from kollator.cluster.outbox import CHUNK_BYTES, Outbox, TurnEnd
 from kollator.cluster.wire import (
     FRAME_BYTES,
     NONCE_BYTES,
@@ -31,7 +36,7 @@ from kollator.cluster.wire import (
     encode,
 )
 from kollator.state.changes import Cursor
-from tests.link_net import KEY, Front, Mixin, NetCase, framed
+from tests.link_net import KEY, Front, Mixin, NetCase, any_clock, framed
 
 NOISE = random.Random(3)
 
@@ -103,6 +108,17 @@ class Frames(Mixin):
         pings = [event[2] for event in other.events if isinstance(event[2:] and event[2], Ping)]
         self.assertEqual({ping.summary for ping in pings}, {Summary(digest="for b")})
         self.assertLess(len(pings), 31)
+        self.stop()
+
+    def test_pings_are_answered(self) -> None:
+        """Without it a peer that measures, or waits for the answer, would think this front dead."""
+        self.net.unreachable.add("b")
+        front = self.net.front("a", "b").start()
+        front.links._summary = lambda peer: Summary(digest=peer)
+        peer = self.net.impostor(front, "b")
+        peer.say(Ping(77), Ping(78))
+        self.net.settle()
+        self.assertEqual(peer.heard(), [Pong(77, Summary(digest="b")), Pong(78, Summary(digest="b"))])
         self.stop()
 
     def test_a_busy_link_does_not_ping(self) -> None:
@@ -469,6 +485,16 @@ class BadFrames(Mixin):
                 self.assertEqual((front.ups(), third.ups()), (["up c", "up b", "down b"], ["up a"]))
                 self.stop()
 
+    def test_an_address_whose_peer_sent_no_frame_is_backed_off(self) -> None:
+        """Without it a defect in one front would make and end links as fast as the network allows."""
+        self.net.unreachable.add("b")
+        front = self.net.front("a", "b").start()
+        self.net.impostor(front, "b").transport.write(framed(b""))
+        self.net.settle()
+        self.net.noise(front, b"\xff" * 8)
+        self.assertEqual((front.counts["malformed"], front.counts["backed-off"]), (1, 1))
+        self.stop()
+
     def test_random_bytes_of_a_peer(self) -> None:
         """Without it some bytes could raise what nobody handles; every way to cut the stream is tried too."""
         chance = random.Random(5)
@@ -511,6 +537,53 @@ class TcpTests(Frames, Ends, Strangers, BadFrames, NetCase):
         self.net.settle()
         self.assertEqual(len(other.frames()), 102)
         self.stop()
+
+
+class OutboxTests(SynchronousTestCase):
+    """What waits to be written."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.turn_end = TurnEnd(any_clock(self.clock))
+        self.transport = StringTransport()
+        self.outbox = Outbox(self.transport, any_clock(self.clock), self.turn_end)
+
+    def test_everything_of_a_turn_is_done_by_one_call(self) -> None:
+        """Without it every frame would put a timer into the reactor's heap."""
+        for byte in b"abc":
+            self.outbox.put(bytes([byte]))
+        called: list[int] = []
+        self.turn_end.call(lambda: called.append(1))
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(0)
+        self.assertEqual((self.transport.value(), called), (b"abc", [1]))
+        self.outbox.put(b"d")
+        self.turn_end.cancel()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_that_fails_does_not_hold_up_the_others(self) -> None:
+        """Without it a defect on one link would leave the frames of all others unsent."""
+        self.turn_end.call(lambda: 1 // 0)
+        self.outbox.put(b"x")
+        self.clock.advance(0)
+        self.assertEqual(self.transport.value(), b"x")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_paused_transport_is_given_nothing(self) -> None:
+        """Without it what a slow peer has not read could not be counted, nor thrown away."""
+        self.outbox.pauseProducing()
+        self.outbox.put(b"x" * (3 * CHUNK_BYTES + 5))
+        self.clock.advance(0)
+        self.assertEqual((self.transport.value(), self.outbox.waiting_bytes), (b"", 3 * CHUNK_BYTES + 5))
+        self.outbox.resumeProducing()
+        self.assertEqual((len(self.transport.value()), self.outbox.waiting_bytes), (3 * CHUNK_BYTES + 5, 0))
+        self.outbox.pauseProducing()
+        self.outbox.put(b"never")
+        self.outbox.close(b"last")
+        self.outbox.put(b"late")
+        self.clock.advance(0)
+        self.assertTrue(self.transport.value().endswith(b"xlast"))
+        self.assertIsNone(self.transport.producer)
 
 
 class WebSocketTests(Frames, Ends, Strangers, BadFrames, NetCase):

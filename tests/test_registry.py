@@ -9,7 +9,7 @@ from typing import Any
 from kollator.pool.workersfile import Entry
 from kollator.registry import Registry
 from kollator.signaling.connection import Claim
-from kollator.state.rows import AttachmentRow, Row, WorkerRow
+from kollator.state.rows import AttachmentRow, FrontRow, Row, WorkerRow
 from tests.fronts import PEER, FrontTestCase, read_frames, text_frame
 
 
@@ -233,3 +233,39 @@ class LosingTests(RegistryTestCase):
             self.front.monitor.turn()
         self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("down", "down", {"ping": 1}))
         self.assertEqual(self.told(wire), [("worker-lost", "w1")])
+
+
+class ClusterTests(RegistryTestCase):
+    """What other fronts tell."""
+
+    def test_merged(self) -> None:
+        """Workers of other fronts come and go with the rows of those, which the store has already."""
+        self.front.registry.merged([FrontRow("front-2", 1), WorkerRow("w9"), AttachmentRow("w9", "front-2", 1, "up")])
+        self.assertEqual((self.state("w9"), self.stored("w9")), ("up", None))
+        self.front.registry.merged([FrontRow("front-2", 1, retired=1)])
+        self.assertEqual((self.state("w9"), self.lost()), ("down", {"other": 1}))
+
+    def test_restated(self) -> None:
+        """What another front's store had of this one's workers is put right, and left alone where it is right."""
+        self.front.worker("w1")
+        writes = self.front.store.db_version()
+        self.front.registry.restate(AttachmentRow("w1", "front-1", 1, "up"))
+        self.assertEqual(self.front.store.db_version(), writes)
+        for merged in (AttachmentRow("w1", "front-1", 1, "down"), AttachmentRow("w1", "front-1", 0, "up")):
+            self.front.store.write([merged])
+            self.front.registry.restate(merged)
+            self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("up", "up", {}))
+        gone = AttachmentRow("w2", "front-1", 1, "up")
+        self.front.store.write([gone])
+        self.front.registry.restate(gone)
+        self.assertEqual((self.state("w2"), self.stored("w2")), (None, "down"))
+
+    def test_new_life(self) -> None:
+        """A front that was declared dead lives on under a new number, and its workers with it, none of them lost."""
+        self.front.worker("w1")
+        self.front.registry.reincarnated(self.front.store.begin_incarnation("", ""))
+        self.front.advance(0.1)
+        self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("up", "up", {}))
+        self.assertIn(AttachmentRow("w1", "front-1", 2, "up"), self.front.store.rows())
+        self.front.worker("w2")
+        self.assertEqual(self.state("w2"), "up")

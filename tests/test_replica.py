@@ -93,7 +93,7 @@ class OutgoingTests(SynchronousTestCase):
         out = Outgoing()
         out.owe(log.head, 0.0)
         self.assertIsNone(out.next_read(0.0))
-        self.assertIsNone(out.due)
+        self.assertIsNone(out.told)
         self.assertIsNone(out.lag_s(0.0))
         out.acknowledged(log.head, 0.0)
         self.assertIsNone(out.acked)
@@ -132,7 +132,7 @@ class OutgoingTests(SynchronousTestCase):
         pump(out, log, receiver, 0.0)
         log.write(THIRD)
         self.assertIsNone(out.next_read(0.0))
-        self.assertEqual(out.due, at(1))
+        self.assertEqual(out.told, at(1))
         out.owe(log.head, 0.0)
         self.assertEqual(len(pump(out, log, receiver, 0.0)), 1)
 
@@ -221,6 +221,31 @@ class OutgoingTests(SynchronousTestCase):
         self.assertIsNone(out.read(log.since(START), 2.0), "void: it is further on")
         self.assertEqual(out.next_read(2.0), at(2))
 
+    def test_asked_twice(self):
+        """A slow disk would begin its answer anew each time that it is asked, and never finish it."""
+        log = Log(sites=[OWN] * 3)
+        out = pulled(log)
+        after = out.next_read(0.0)
+        log.write()
+        out.pulled(Pull(START, PEER), log.head, 0.5)
+        frame = out.read(log.since(after), 1.0)
+        self.assertEqual(len(frame.changes), 2)
+        self.assertEqual(out.told, log.head)
+
+    def test_told(self):
+        """A peer would ask for what is about to be sent; or take an answer for complete that has only begun."""
+        log, receiver = Log(sites=[OWN] * 3), Receiver()
+        out = pulled(log)
+        self.assertEqual(out.told, at(3))
+        out.read(log.since(out.next_read(0.0)), 0.0)
+        self.assertEqual(out.told, at(3))
+        pump(out, log, receiver, 0.0)
+        log.write()
+        out.owe(log.head, 0.0)
+        self.assertEqual(out.told, at(3))
+        out.read(log.since(out.next_read(0.0)), 0.0)
+        self.assertEqual(out.told, at(4))
+
     def test_failed_reading(self):
         """One error of the disk would end the sync."""
         log = Log(sites=[OWN])
@@ -282,10 +307,18 @@ class IncomingTests(SynchronousTestCase):
         self.assertTrue(receiver.incoming.complete)
         self.assertEqual(receiver.incoming.arrived(Batch([], at(4), Cursor(E2, 5)), 0.0), "new")
 
+    def test_twice(self):
+        """Each heartbeat would have the same batch merged again while the disk is slow."""
+        incoming = Incoming(PEER, START, 0.0)
+        batch = self.log.since(START)
+        self.assertEqual([incoming.arrived(batch, 0.0) for _ in range(3)], ["new", "waiting", "waiting"])
+        incoming.merged(batch, batch.cursor, 0.0)
+        self.assertEqual(incoming.arrived(batch, 0.0), "known")
+
     def test_bounded(self):
         """A peer that sends faster than the disk writes would fill the memory."""
         incoming = Incoming(PEER, START, 0.0)
-        fates = [incoming.arrived(self.log.since(START), 0.0) for _ in range(MERGING_MAX + 5)]
+        fates = [incoming.arrived(Batch([], START, at(number)), 0.0) for number in range(1, MERGING_MAX + 6)]
         self.assertEqual(fates, ["new"] * MERGING_MAX + ["too-many"] * 5)
         incoming.merge_failed()
         self.assertEqual(incoming.merging, MERGING_MAX - 1)
@@ -298,6 +331,7 @@ class IncomingTests(SynchronousTestCase):
         self.assertTrue(incoming.summarised(ahead, 1.0))
         incoming.pull(1.0)
         self.assertFalse(incoming.summarised(ahead, 1.0 + GAP_S / 2))
+        self.assertFalse(incoming.summarised(ahead, 1.0 + GAP_S * 3 / 2), "patience grows")
         self.assertTrue(incoming.summarised(ahead, 2.0))
         incoming.arrived(self.log.since(at(2)), 2.0)
         self.assertFalse(incoming.summarised(ahead, 3.0), "it is being merged")
@@ -366,10 +400,10 @@ class AnyOrderTests(SynchronousTestCase):
                     if what == "deliver":
                         take(item)
             check()
-        for _ in range(100):  # from here on nothing is lost
+        for _ in range(150):  # from here on nothing is lost
             now += 0.3
             out.owe(log.head, now)
-            summary = Summary(out.due or log.head)
+            summary = Summary(out.told or log.head)
             if receiver.incoming.summarised(summary, now):
                 wire.append(receiver.incoming.pull(now))
             read()

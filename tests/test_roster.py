@@ -69,6 +69,23 @@ class RosterTests(SynchronousTestCase):
         self.assertEqual(self.roster.well("w1"), self.attached("full"))
         self.assertEqual(self.roster.well("w1"), [])
 
+    def test_truth(self) -> None:
+        """What a merge may have put into the store of this front's own attachments is put right by this."""
+        self.assertEqual(self.roster.truth("w1"), AttachmentRow("w1", "f1", 3, "down"))
+        self.roster.joined(W1, None)
+        self.assertEqual([self.roster.truth("w1")], self.attached("up"))
+
+    def test_new_life(self) -> None:
+        """A front that begins another life takes its workers along as they are."""
+        self.roster.joined(W1, None)
+        self.roster.joined(WorkerRow("w2"), None)
+        self.roster.unwell("w2")
+        moved = [AttachmentRow("w1", "f1", 4, "up"), AttachmentRow("w2", "f1", 4, "down")]
+        self.assertEqual(self.roster.renewed(4), moved)
+        self.assertEqual([self.roster.truth("w1"), self.roster.truth("w2")], moved)
+        self.assertEqual(self.roster.status("w1", 10, False), [AttachmentRow("w1", "f1", 4, "full")])
+        self.assertEqual(self.roster.left("w1", None), [AttachmentRow("w1", "f1", 4, "down")])
+
     def test_strangers(self) -> None:
         """Nothing is written of a worker that is not here."""
         for rows in (

@@ -460,6 +460,15 @@ class AutobahnTests(SynchronousTestCase):
         self.assertEqual(reasons, [None])
         self.assertNotEqual(self.clock.getDelayedCalls(), [], "a time-out outlives the connection")
 
+    def test_an_answer_that_is_not_utf8(self) -> None:
+        """The client's ``dataReceived`` raises what nobody handles."""
+        self.wrapped(Factory.forProtocol(Stranger))
+        factory: Any = WrappingWebSocketClientFactory(Factory.forProtocol(Stranger), URL, reactor=self.clock)
+        client = factory.buildProtocol(None)
+        client.makeConnection(StringTransport())
+        with self.assertRaises(UnicodeDecodeError):
+            client.dataReceived(b"\xff\r\n\r\n")
+
     def test_a_factory_that_builds_nothing(self) -> None:
         """``buildProtocol`` may return None; here that is an ``AttributeError``."""
         factory = Factory.forProtocol(Protocol)

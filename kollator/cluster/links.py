@@ -176,6 +176,8 @@ class Links(Service):
             self.privilegedStartService()
         assert self._dialler is not None
         super().startService()
+        for port in self.ports:
+            log.info("links to {node} are accepted on {host}", node=self.node, host=str(port.getHost()))
         self.acceptor.is_open = True
         self._dialler.start()
         self._turned_at = self._reactor.seconds()

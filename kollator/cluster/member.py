@@ -219,6 +219,10 @@ class Member:
                 states.append(PeerState(node, "retired" if retired else "unreachable", None))
         return states
 
+    def settled(self) -> bool:
+        """Whether every linked peer has acknowledged all that this front has."""
+        return all(self._sync.has_all(peer) for peer in self._sync.linked())
+
     def depths(self) -> dict[str, int]:
         """The longest queue of each kind, by name: for the tests, that none is without a bound."""
         return {**self._sync.depths(), "readies": len(self._readies), "rows": len(self._arrivals)}

@@ -21,7 +21,9 @@ MERGING_MAX = 2 * WINDOW
 RESEND_S = 1.0
 """A batch that is not acknowledged after that long, or four times the last round trip, is sent again."""
 GAP_S = 0.25
-"""A peer that is ahead of what came from it for so long is asked for the rest."""
+"""A peer that is ahead of what came from it for so long is asked for the rest; again after twice that, and so on."""
+GAP_MAX_S = 4.0
+"""The longest time between two such questions."""
 
 
 def _reaches(cursor: Cursor, other: Cursor) -> bool:
@@ -61,9 +63,9 @@ class Outgoing:
         self._behind_since: float | None = None
 
     @property
-    def due(self) -> Cursor | None:
-        """The place up to which the peer should have this log by now; None before it has pulled."""
-        return self._due
+    def told(self) -> Cursor | None:
+        """The place up to which the peer should have this log, or ask for it; None before it has pulled."""
+        return None if self.acked is None else self._due if self._answer else self._sent
 
     @property
     def in_flight(self) -> int:
@@ -71,14 +73,17 @@ class Outgoing:
         return len(self._flight)
 
     def pulled(self, pull: Pull, head: Cursor, now: float) -> None:
-        """The peer asks for the log from a place on: whatever is under way is void."""
+        """The peer asks for the log from a place on: whatever is under way is void, but for the same answer."""
+        whole = not pull.without_own
+        self._due = head
+        if self._answer and not self._flight and (self.acked, self._site, self._whole) == (pull.after, pull.site, whole):
+            return
         self.acked = self._sent = pull.after
         self._site = pull.site
-        self._whole = not pull.without_own
+        self._whole = whole
         self._answer = True
         self._void = self._reading
         self._flight.clear()
-        self._due = head
         self._behind_since = None if pull.after == head else now
 
     def owe(self, head: Cursor, now: float) -> None:
@@ -169,10 +174,15 @@ class Incoming:
         """The place in the peer's log that is on disk here."""
         self.complete = False
         """Everything that the peer had when it was last asked is here."""
-        self.merging = 0
-        """How many batches are being merged or wait for it."""
+        self._waiting: deque[tuple[Cursor, Cursor]] = deque()
+        self._patience_s = GAP_S
         self._asked_at = now
         self._heard_at = now
+
+    @property
+    def merging(self) -> int:
+        """How many batches are being merged or wait for it."""
+        return len(self._waiting)
 
     def pull(self, now: float) -> Pull:
         """The frame that asks for what is missing."""
@@ -180,39 +190,46 @@ class Incoming:
         self._asked_at = now
         return Pull(self.applied, self.site)
 
-    def arrived(self, batch: Batch, now: float) -> Literal["new", "known", "too-many"]:
-        """A batch came. A ``new`` one is to be merged, and ``merged`` or ``merge_failed`` to follow; one that is
-        ``known`` only to be acknowledged; with ``too-many`` waiting it is let go, and will be sent again.
+    def arrived(self, batch: Batch, now: float) -> Literal["new", "known", "waiting", "too-many"]:
+        """A batch came. A ``new`` one is to be merged, and ``merged`` or ``merge_failed`` to follow, in order; one
+        that is ``known`` only to be acknowledged; one that is ``waiting`` to be merged has come twice; with
+        ``too-many`` waiting it is let go, and will be sent again.
         """
         self._heard_at = now
+        self._patience_s = GAP_S
         if _reaches(self.applied, batch.cursor):
             self.complete = self.complete or not batch.more
             return "known"
-        if self.merging >= MERGING_MAX:
+        if (batch.since, batch.cursor) in self._waiting:
+            return "waiting"
+        if len(self._waiting) >= MERGING_MAX:
             return "too-many"
-        self.merging += 1
+        self._waiting.append((batch.since, batch.cursor))
         return "new"
 
     def merged(self, batch: Batch, applied: Cursor, now: float) -> bool:
         """A batch was merged and ``applied`` is the place that holds now. True: there is a gap, so pull."""
-        self.merging -= 1
+        self._waiting.popleft()
         self.applied = applied
         if not _reaches(applied, batch.cursor):
-            return not self.merging and self._may_ask(now)
+            return not self._waiting and self._may_ask(now)
         if not batch.more:
             self.complete = True
         return False
 
     def merge_failed(self) -> None:
         """The store could not merge; the batch is sent again."""
-        self.merging -= 1
+        self._waiting.popleft()
 
     def summarised(self, summary: Summary, now: float) -> bool:
         """The peer tells how far its log should be here. True: something is missing for a while, so pull."""
         if _reaches(self.applied, summary.head):
             self.complete = True
             return False
-        return not self.merging and now - self._heard_at > GAP_S and self._may_ask(now)
+        return not self._waiting and now - self._heard_at > GAP_S and self._may_ask(now)
 
     def _may_ask(self, now: float) -> bool:
-        return now - self._asked_at > GAP_S
+        if now - self._asked_at <= self._patience_s:
+            return False
+        self._patience_s = min(2 * self._patience_s, GAP_MAX_S)
+        return True

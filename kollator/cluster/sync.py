@@ -133,7 +133,7 @@ class Sync:
     def summary(self, peer: str) -> Summary:
         """What a frame to ``peer`` tells of this front: ``head`` is as much of the log as the peer should have."""
         known = self._peers.get(peer)
-        head = (known.outgoing.due if known is not None else None) or self._store.head()
+        head = (known.outgoing.told if known is not None else None) or self._store.head()
         applied = known.incoming.applied if known is not None and known.incoming is not None else Cursor()
         return Summary(head, applied, self._digest())
 
@@ -173,6 +173,11 @@ class Sync:
         """Whether ``peer`` is linked and has rows that are not here yet, as far as is known."""
         known = self._peers.get(peer)
         return known is not None and (known.incoming is None or not known.incoming.complete)
+
+    def has_all(self, peer: str) -> bool:
+        """Whether ``peer`` has acknowledged this log to its end, or has not asked for it."""
+        known = self._peers.get(peer)
+        return known is None or known.outgoing.acked in (None, self._store.head())
 
     def lag_s(self, peer: str) -> float | None:
         """Seconds that ``peer`` is behind, or took to acknowledge; None when it has no link or told nothing yet."""

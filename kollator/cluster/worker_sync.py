@@ -11,6 +11,7 @@ with these of its habits changed:
 * ``connectionLost`` gets ``None`` for a reason, ``dataReceived`` is called after ``loseConnection``, and a factory
   that builds nothing ends in an ``AttributeError``.
 * Its time-outs run on the reactor that txaio has chosen, and some outlive the connection. A link has its own.
+* An answer that is not UTF-8 raises in the client's ``dataReceived``.
 * What a peer breaks is logged as a warning each time. A link counts it, and says it so often as is good.
 """
 

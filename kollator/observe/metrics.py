@@ -72,12 +72,14 @@ class Counters:
         "closes",
         "errors",
         "handoffs",
+        "links_ended",
         "loop_failures",
         "messages_kept",
         "messages_received",
         "messages_relayed",
         "refused",
         "responses",
+        "rows_refused",
         "scrape_errors",
         "workers_joined",
         "workers_lost",
@@ -101,6 +103,8 @@ class Counters:
         self.assignments: dict[str, int] = dict.fromkeys(ASSIGNMENTS, 0)
         self.workers_lost: dict[str, int] = dict.fromkeys(WORKERS_LOST, 0)
         self.loop_failures: dict[str, int] = dict.fromkeys(LOOPS, 0)
+        self.links_ended: dict[str, int] = {}
+        self.rows_refused: dict[str, int] = {}
         self.responses: dict[tuple[str, str], int] = {}
 
     def refuse(self, reason: str) -> None:
@@ -164,6 +168,8 @@ _COUNTERS = (
     ("bootstraps", "bootstraps", "Answers to /bootstrap, by outcome.", "outcome"),
     ("assignments", "assignments", "Workers assigned, by reason.", "reason"),
     ("workers_lost", "workers_lost", "Workers that left the ring, by cause.", "cause"),
+    ("links_ended", "links_ended", "Links to other fronts that ended, or were not made, by reason.", "reason"),
+    ("rows_refused", "rows_refused", "Changes of other fronts that were left out, by reason.", "reason"),
     ("loop_failures", "loop_failures", "Rounds of a periodic task that failed, by task.", "task"),
 )
 _GAUGES = (

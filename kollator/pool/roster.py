@@ -49,6 +49,18 @@ class Roster:
         held = self._held.get(worker)
         return [held.worker, held.attachment] if held is not None else []
 
+    def truth(self, worker: str) -> AttachmentRow:
+        """The attachment of any worker to this front, as it is: ``down`` for one that is not held."""
+        held = self._held.get(worker)
+        return held.attachment if held is not None else AttachmentRow(worker, self._front, self._incarnation, "down")
+
+    def renewed(self, incarnation: int) -> list[Row]:
+        """The front has begun another life: what it holds is attached to that one."""
+        self._incarnation = incarnation
+        for held in self._held.values():
+            held.attachment = AttachmentRow(held.worker.id, self._front, incarnation, held.attachment.state)
+        return [held.attachment for held in self._held.values()]
+
     def joined(self, worker: WorkerRow, token: object) -> list[Row]:
         """A worker registered. ``token`` names this connection of it: a newer one takes its place."""
         attachment = AttachmentRow(worker.id, self._front, self._incarnation, "up")

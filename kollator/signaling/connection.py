@@ -52,6 +52,8 @@ class Connection:
     bad_in_a_row: int = 0
 
     # a client's
+    since_ms: int = 0
+    """When it came with a ticket, in Unix milliseconds: of two connections the newer one counts."""
     region: str | None = None
     """The region it last asked for."""
     assigned: str = ""

@@ -45,6 +45,11 @@ class Directory:
         self.clients[client] = connection
         return absent
 
+    def remove_client(self, connection: Connection) -> None:
+        """Takes a client out that has a newer connection to another front."""
+        del self.clients[connection.id]
+        self._replace(connection)
+
     def begin_worker(self, connection: Connection, claim: Claim) -> None:
         """Lets a worker in whose registration is yet to be written, in place of its older connections."""
         for table in (self.workers, self.joining):

@@ -34,11 +34,14 @@ class Registrar(Protocol):
 class Elsewhere(Protocol):
     """The other fronts."""
 
-    def to_worker(self, worker: str, client: str, payload: bytes) -> Outcome:
-        """Sends a client's message towards a worker that another front holds."""
+    def to_worker(self, worker: str, client: str, payload: bytes, ref: str | None) -> Outcome:
+        """Sends a client's message towards a worker that another front holds; ``ref`` comes back when it fails."""
 
-    def to_client(self, client: str, worker: str, payload: bytes) -> Outcome:
+    def to_client(self, client: str, worker: str, payload: bytes, ref: str | None) -> Outcome:
         """Sends a worker's message towards a client of another front."""
+
+    def arrived(self, client: str, at_ms: int) -> None:
+        """A client has come here with a ticket, at that time (Unix milliseconds)."""
 
 
 class Tally(Protocol):

@@ -33,7 +33,8 @@ RATED_CAPACITY = 100
 
 
 class Reception:
-    """Lets clients and workers in. ``welcomed`` is called with each, right after its welcome was sent.
+    """Lets clients and workers in. ``welcomed`` is called with each, right after its welcome was sent; ``arrived``
+    with each client that had a ticket, and with the time.
 
     ``wall`` returns Unix seconds (tickets outlive a process), ``random_bytes`` as many bytes as asked for;
     ``message_rate`` is messages a second.
@@ -54,6 +55,7 @@ class Reception:
         wall: Callable[[], float],
         message_rate: float,
         welcomed: Callable[[Connection], None],
+        arrived: Callable[[str, int], None],
         note: Note,
     ) -> None:
         self._directory = directory
@@ -68,6 +70,7 @@ class Reception:
         self._wall = wall
         self._limits = Limits(MESSAGE_BYTES, message_rate)
         self._welcomed = welcomed
+        self._arrived = arrived
         self._note = note
 
     def hello(self, connection: Connection, hello: Hello, now: float) -> None:
@@ -121,6 +124,9 @@ class Reception:
                 if not connection.send(payload):  # cut off as too slow: they wait for its next connection
                     self._directory.mailboxes.keep(client, payload, now)
         self._welcomed(connection)
+        if hello.ticket:
+            connection.since_ms = int(self._wall() * 1000)
+            self._arrived(client, connection.since_ms)
 
     def _challenge_worker(self, connection: Connection, hello: Hello, now: float) -> None:
         if not isinstance(hello.id, str) or not isinstance(hello.nonce, str):

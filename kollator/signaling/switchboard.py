@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from msgspec import UnsetType
+
 from kollator.guard.limits import Allowance
 from kollator.guard.tickets import TicketBook
+from kollator.signaling.abroad import REASONS, Abroad
 from kollator.signaling.connection import Connection, Stage
 from kollator.signaling.decoding import Refused, addressed, decode, ref_of
 from kollator.signaling.directory import Directory
@@ -29,7 +32,6 @@ from kollator.signaling.messages import (
     Close,
     Connected,
     Draining,
-    ErrorCode,
     Hello,
     IceServer,
     Offer,
@@ -85,6 +87,8 @@ class Switchboard:
         self.clients = directory.clients
         self.workers = directory.workers
         self.mailboxes = directory.mailboxes
+        self.abroad = Abroad(node, directory, self.deliver_to_client, self._welcomed)
+        """This front's connections, for the exchange with other fronts."""
         self.elsewhere = elsewhere
         self._assign = assign
         self._usable = usable
@@ -106,6 +110,7 @@ class Switchboard:
             wall=wall,
             message_rate=message_rate,
             welcomed=self._welcomed,
+            arrived=self._arrived,
             note=note,
         )
         from_client: dict[type, Act] = dict.fromkeys((Offer, Answer, Candidate, Bye), self._relay_to_worker)
@@ -219,7 +224,7 @@ class Switchboard:
         elif worker in self.clients or worker in self.mailboxes:
             outcome = "forbidden"
         elif self.elsewhere is not None:
-            outcome = self.elsewhere.to_worker(worker, client.id, payload)
+            outcome = self.elsewhere.to_worker(worker, client.id, payload, _plain(message.ref))
         else:
             outcome = "unknown"
         if outcome != "sent":
@@ -250,13 +255,17 @@ class Switchboard:
             if client in self.workers or self._usable(client):
                 outcome = "forbidden"
             elif self.elsewhere is not None:
-                outcome = self.elsewhere.to_client(client, worker.id, payload)
+                outcome = self.elsewhere.to_client(client, worker.id, payload, _plain(message.ref))
         if outcome != "sent":
             raise _undelivered(outcome)
         self._tally.messages_relayed += 1
 
     def _take_status(self, worker: Connection, message: Status, now: float) -> None:
         self._registrar.worker_status(worker.id, message.sessions, message.draining)
+
+    def _arrived(self, client: str, at_ms: int) -> None:
+        if self.elsewhere is not None:
+            self.elsewhere.arrived(client, at_ms)
 
     # -- what clients and workers are told unasked --------------------------------------------------------------------
 
@@ -318,15 +327,12 @@ def _passed_on(message: Relayed, sender: str) -> bytes:
     return encode(ByeFrom(sender, message.session, message.reason))
 
 
-_REASONS: dict[Outcome, tuple[ErrorCode, str]] = {
-    "busy": ("target-busy", "too much waits for the target already; try again"),
-    "unknown": ("unknown-target", "nobody of that id is connected"),
-    "forbidden": ("forbidden", "clients talk to workers, and workers to clients"),
-}
-
-
 def _undelivered(outcome: Outcome) -> Refused:
-    return Refused(*_REASONS[outcome])
+    return Refused(*REASONS[outcome])
+
+
+def _plain(ref: str | UnsetType | None) -> str | None:
+    return ref if isinstance(ref, str) else None
 
 
 def _out_of_place(stage: Stage) -> Refused:

@@ -6,7 +6,7 @@ thread, however many rows came meanwhile. So the queue is bounded by the number 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -60,6 +60,8 @@ class Writer:
         self._stopped: Deferred[None] | None = None
         self._probes = 0
         self._problem: str | None = None
+        self.committed: Callable[[Collection[Row]], object] = lambda rows: None
+        """Called with the rows of each write that succeeded, before anything else learns of it."""
 
     @property
     def problem(self) -> str | None:
@@ -111,7 +113,7 @@ class Writer:
         self._running = True
         self._began_s = self._clock.seconds()
         running = maybeDeferred(self._in_thread, self._store_batch, batch)
-        running.addCallbacks(self._written, self._failed, (waiting,), {}, (batch, waiting), {})
+        running.addCallbacks(self._written, self._failed, (batch, waiting), {}, (batch, waiting), {})
         running.addErrback(lambda failure: log.failure("a write was followed by an error", failure=failure))
 
     def _store_batch(self, batch: dict[_Key, Row]) -> dict[_Key, ValueError]:
@@ -135,13 +137,17 @@ class Writer:
                 refused[key] = problem
         return refused
 
-    def _written(self, refused: dict[_Key, ValueError], waiting: list[_Waiting]) -> None:
+    def _written(
+        self, refused: dict[_Key, ValueError], batch: dict[_Key, Row], waiting: list[_Waiting]
+    ) -> None:
         self._running = False
         if self._problem is not None:
             log.info("the database takes writes again")
         self._problem = None
         for key, problem in refused.items():
             log.error("the row {key} was dropped: {problem}", key=repr(key), problem=str(problem))
+        if batch:
+            self.committed([row for key, row in batch.items() if key not in refused])
         for done, keys in waiting:
             culprit = next((refused[key] for key in keys if key in refused), None)
             if culprit is None:

@@ -87,6 +87,8 @@ class Health(Struct, frozen=True):
     connections: ConnectionCounts
     ring: RingDigest
     uptime_s: float
+    synchronised: bool
+    """A leader has the rows of every follower that it could reach."""
 
 
 class WorkerEntry(Struct, frozen=True):

@@ -107,24 +107,24 @@ class Door(Protocol):
         return None if undecided else b""
 
     def _become(self, factory: Any) -> None:
-        self._stop_timer()
         protocol = factory.buildProtocol(self.transport.getPeer())
         if protocol is None:
             self.transport.abortConnection()
             return
-        head, self._head = self._head, b""
-        hand_over(self.transport, self, protocol)
-        protocol.makeConnection(self.transport)
-        protocol.dataReceived(head)
+        self._make_way(protocol)
+        protocol.dataReceived(self._head)
 
     def _refuse(self, refusal: Refusal) -> None:
         self.factory.refused("header")
         self._say(refusal)
 
     def _say(self, refusal: Refusal) -> None:
+        self._make_way(LastWord(refusal, self.factory.clock))
+
+    def _make_way(self, protocol: Any) -> None:
         self._stop_timer()
-        self._head = b""
-        hand_over(self.transport, self, LastWord(self.transport, refusal.answer(), self.factory.clock))
+        hand_over(self.transport, self, protocol)
+        protocol.makeConnection(self.transport)
 
     def _too_slow(self) -> None:
         self._timer = None

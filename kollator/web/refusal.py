@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 from twisted.internet.interfaces import ISSLTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
 
-from kollator.clock import Clock
+from kollator.clock import Call, Clock
 from kollator.web.answers import BODY_BYTES, ErrorBody, Failing
 
 JSON = b"application/json; charset=utf-8"
@@ -70,18 +72,26 @@ def too_large() -> Refusal:
     return Refusal(413, "too-large", f"a request body has {BODY_BYTES} bytes at most")
 
 
-class LastWord:
-    """The protocol of a connection whose last answer is out: drops what still comes, within bounds.
+class LastWord(Protocol):
+    """The protocol of a connection that is refused: says so, and drops what still comes, within bounds.
 
     A connection that is closed with something unread is reset by TCP, and the answer may be lost with it
     (RFC 9112 section 9.6). So the front says that it has finished, and waits for the peer to say so too.
     """
 
-    def __init__(self, transport: Any, answer: bytes, clock: Clock) -> None:
-        self._transport = transport
+    transport: Any
+
+    def __init__(self, refusal: Refusal, clock: Clock) -> None:
+        self._answer = refusal.answer()
+        self._clock = clock
+        self._timer: Call | None = None
         self._left_bytes = LINGER_BYTES
-        self._timer = clock.callLater(LINGER_S, transport.abortConnection)
-        transport.write(answer)
+
+    def connectionMade(self) -> None:
+        """Answers, and says that nothing more will come."""
+        transport = self.transport
+        self._timer = self._clock.callLater(LINGER_S, transport.abortConnection)
+        transport.write(self._answer)
         if ISSLTransport.providedBy(transport):
             transport.loseConnection()  # TLS waits for the other side's close by itself, for ever if need be
         elif hasattr(transport, "loseWriteConnection"):
@@ -91,11 +101,11 @@ class LastWord:
         """Drops it."""
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
-            self._transport.abortConnection()
+            self.transport.abortConnection()
 
-    def connectionLost(self, reason: object = None) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The peer has gone, or was cut."""
-        if self._timer.active():
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
 
 

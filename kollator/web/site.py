@@ -129,7 +129,9 @@ class FrontChannel(HTTPChannel):
         """Answers in place of a resource, and closes the connection."""
         if self._next is None:
             self.factory.responded("", refusal.status)
-            self._make_way(LastWord(self.transport, refusal.answer(), self.factory.reactor))
+            word = LastWord(refusal, self.factory.reactor)
+            self._make_way(word)
+            word.makeConnection(self.transport)
 
     def upgrade(self, request: Request, protocol: Any) -> None:
         """Leaves the connection to a WebSocket protocol, which is given the request to parse its own handshake."""
@@ -196,6 +198,7 @@ class FrontRequest(ServerRequest):
         elif not path.startswith(b"/"):
             self.channel.refuse(Refusal(400, "bad-request", "the request's target is not a path"))
             return
+        self.requestHeaders.removeHeader(b"content-type")  # twisted.web would look for forms in what is called one
         super().requestReceived(command, path, version)
 
 
@@ -219,7 +222,7 @@ class FrontSite(Site):
         header_timeout_s: float = HEADER_S,
         responded: Callable[[str, int], object] = lambda path, status: None,
     ) -> None:
-        super().__init__(root, timeout=IDLE_S, reactor=clock, parsePOSTFormSubmission=False)
+        super().__init__(root, timeout=IDLE_S, reactor=clock)
         self.header_timeout_s = header_timeout_s
         self.responded = responded
         self._debug = debug

@@ -8,7 +8,7 @@ import time
 
 from twisted.logger import globalLogBeginner
 
-from tests.sim import weather
+from tests.sim import figures, weather
 from tests.sim.cluster import Broken
 
 SIZES = (2, 3, 5, 7)
@@ -29,8 +29,12 @@ def main() -> int:
     parser.add_argument("--fronts", type=int, choices=range(1, 65), metavar="N", help="how many fronts (2, 3, 5, 7 in turn)")
     parser.add_argument("--steps", type=int, default=weather.STEPS, metavar="M", help="how much happens (%(default)s)")
     parser.add_argument("--verbose", action="store_true", help="print everything that happens and every frame")
+    parser.add_argument("--figures", action="store_true", help="measure instead: frames, healing, a large sync")
     options = parser.parse_args()
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False)
+    if options.figures:
+        figures.report()
+        return 0
     seeds = range(options.seed, options.seed + 1) if options.seed is not None else options.seeds
     failures, slowest_s, began = [], 0.0, time.monotonic()
     for number, seed in enumerate(seeds, 1):
