@@ -147,7 +147,7 @@ class Front(MultiService):
             writer,
             lost=lambda workers: self.switchboard.workers_lost(workers),
             joined=lambda worker: self.monitor.joined(worker),
-            left=lambda worker: self.monitor.left(worker),
+            left=lambda worker, politely: self.monitor.left(worker, politely),
             listed=self._listed.of,
             counted=lambda cause: add(self.counters.workers_lost, cause),
             soon=lambda call: reactor.callLater(0, call),
@@ -449,6 +449,6 @@ def one_line(problem: object) -> str:
 def cannot_listen(description: str, problem: object) -> StartError:
     """The error of a port that cannot be bound."""
     return StartError(
-        f"PORT, LISTEN: {description!r} cannot be listened on: {one_line(problem)}; "
-        "stop what uses it, or choose another"
+        f"HOST, PORT, LISTEN: {description!r} cannot be listened on: {one_line(problem)}; "
+        "stop what uses it, or choose another address or port"
     )

@@ -25,7 +25,7 @@ class Registry:
     """The switchboard's registrar.
 
     ``lost`` is called with the workers that are usable no more, ``joined`` and ``left`` with each worker that
-    this front begins or ceases to hold. ``listed`` says what the operator's file has of a worker, by its id and
+    this front begins or ceases to hold (the latter with whether it said good-bye). ``listed`` says what the operator's file has of a worker, by its id and
     address. ``counted`` is called with the cause for each worker that is lost: ``closed``, ``ping``, ``replaced``
     (by a connection that is held down, or could not be stored) or ``other``. ``soon`` puts a call off to the next turn
     of the loop: workers that are lost together, by the thousand when a network breaks, are then told of at once.
@@ -39,7 +39,7 @@ class Registry:
         *,
         lost: Callable[[Collection[str]], object],
         joined: Callable[[str], object],
-        left: Callable[[str], object],
+        left: Callable[[str, bool], object],
         listed: Callable[[str, str], Entry | None] = lambda worker, address: None,
         counted: Callable[[str], object] = lambda cause: None,
         soon: Callable[[Callable[[], None]], object] = lambda call: call(),
@@ -80,9 +80,9 @@ class Registry:
             capacity = capacity if entry.capacity is None else entry.capacity
         return WorkerRow(claim.id, region, capacity, claim.address)
 
-    def worker_left(self, claim: Claim) -> None:
+    def worker_left(self, claim: Claim, politely: bool = False) -> None:
         """The worker's connection is gone. Ignored when a newer one of it is there."""
-        self._forget(claim, "closed")
+        self._forget(claim, "closed", politely)
 
     def worker_status(self, worker: str, sessions: int, draining: bool) -> None:
         """The worker told its load."""
@@ -116,10 +116,10 @@ class Registry:
         self._apply([row, *rows], "other")
         self._writer.write(rows).addErrback(lambda _: None)
 
-    def _forget(self, claim: Claim, cause: str) -> None:
+    def _forget(self, claim: Claim, cause: str, politely: bool = False) -> None:
         rows = self.roster.left(claim.id, claim)
         if rows:
-            self._left(claim.id)
+            self._left(claim.id, politely)
             self._commit(rows, cause)
 
     def _commit(self, rows: Collection[Row], cause: str) -> None:

@@ -90,7 +90,7 @@ class Gate:
 
     def origin_permitted(self, origin: str | None, caller: Caller) -> bool:
         """Whether a page of that origin may use this front."""
-        return self._origins.permits(origin, caller.scheme, caller.host)
+        return self._origins.permits(origin, caller.host)
 
     def handshake_address(self, peer: str, fields: Mapping[str, str]) -> str:
         """The client's address of a WebSocket handshake."""

@@ -273,7 +273,7 @@ class Front:
             self.writer,
             lost=lambda workers: self.switchboard.workers_lost(workers),
             joined=lambda worker: self.monitor.joined(worker),
-            left=lambda worker: self.monitor.left(worker),
+            left=lambda worker, politely: self.monitor.left(worker, politely),
             counted=lambda cause: add(self.counters.workers_lost, cause),
             soon=lambda call: clock.callLater(0, call),
         )

@@ -81,7 +81,7 @@ class Registrations:
         if self.stores is not None:
             self.finish(0, self.stores)
 
-    def worker_left(self, claim: Claim) -> None:
+    def worker_left(self, claim: Claim, politely: bool = False) -> None:
         """Ignored when a newer claim has replaced it."""
         if self.held.get(claim.id) is claim:
             del self.held[claim.id]

@@ -176,6 +176,20 @@ class TcpTests(Pairs, NetCase):
         net.impostor(front, "a")
         self.assertEqual(front.ups(), ["up a", "down a", "up a"])
 
+    def test_a_link_in_doubt_that_answers_stays(self) -> None:
+        """Without it a peer that dials once too often would lose the link that it has."""
+        net = self.net
+        one, _ = self.linked()
+        again = net.stranger(one, "10.0.8.8")
+        opening = Handshake("b", [KEY], {"a", "b"}, b"n" * NONCE_BYTES, "a")
+        again.say(*opening.start())
+        net.settle()
+        again.say(*opening.receive(again.received[4:]))
+        net.run(5)
+        self.assertEqual(again.heard()[1:], [Refusal("duplicate-link")])
+        self.assertEqual(one.ups(), ["up b"])
+        self.stop()
+
     def test_pauses_between_attempts(self) -> None:
         """Without it fronts would hammer a peer that is down, or all come back to it in one moment."""
         net = self.net

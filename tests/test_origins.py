@@ -15,33 +15,33 @@ class OriginPolicyTests(SynchronousTestCase):
     def test_same_host(self) -> None:
         """Without it any page could connect from a visitor's browser, or the front's own page could not."""
         policy = OriginPolicy()
-        for origin, scheme, host in [
-            ("http://front.example", "http", "front.example"),
-            ("http://front.example", "ws", "front.example:80"),
-            ("https://front.example:443", "wss", "Front.Example"),
-            ("HTTPS://FRONT.example", "https", "front.example:443"),
-            ("http://127.0.0.1:8080", "http", "127.0.0.1:8080"),
-            ("http://[::1]:8080", "http", "[0:0::1]:8080"),
+        for origin, host in [
+            ("http://front.example", "front.example"),
+            ("http://front.example", "front.example:80"),
+            ("https://front.example:443", "Front.Example"),
+            ("HTTPS://FRONT.example", "front.example:443"),
+            ("https://front.example:8443", "front.example:8443"),
+            ("http://127.0.0.1:8080", "127.0.0.1:8080"),
+            ("http://[::1]:8080", "[0:0::1]:8080"),
         ]:
-            self.assertTrue(policy.permits(origin, scheme, host), origin)
-        for origin, scheme, host in [
-            ("http://front.example", "https", "front.example"),
-            ("https://front.example", "http", "front.example"),
-            ("https://front.example", "http", "front.example:443"),
-            ("http://front.example:81", "http", "front.example"),
-            ("http://front.example", "http", "front.example:81"),
-            ("http://a.front.example", "http", "front.example"),
-            ("http://front.example.evil.example", "http", "front.example"),
-            ("http://evil.example", "http", "front.example"),
-            ("http://front.example", "http", "not a host"),
-            ("http://front.example", "http", ""),
+            self.assertTrue(policy.permits(origin, host), origin)
+        for origin, host in [
+            ("http://front.example:81", "front.example"),
+            ("http://front.example", "front.example:81"),
+            ("http://front.example", "front.example:443"),
+            ("http://a.front.example", "front.example"),
+            ("http://front.example.evil.example", "front.example"),
+            ("http://evil.example", "front.example"),
+            ("capacitor://front.example", "front.example"),
+            ("http://front.example", "not a host"),
+            ("http://front.example", ""),
         ]:
-            self.assertFalse(policy.permits(origin, scheme, host), origin)
+            self.assertFalse(policy.permits(origin, host), origin)
 
     def test_no_origin(self) -> None:
         """Without it workers and command line clients would be refused."""
         for policy in (OriginPolicy(), OriginPolicy(["https://a.example"]), OriginPolicy(["*"])):
-            self.assertTrue(policy.permits(None, "http", "front.example"))
+            self.assertTrue(policy.permits(None, "front.example"))
 
     def test_odd_origins(self) -> None:
         """Without it a sandboxed page, a file or a malformed header would pass for the same host."""
@@ -53,8 +53,8 @@ class OriginPolicyTests(SynchronousTestCase):
             *("http://front.example\n", "http://front.example:", "http://front.example:0"),
             *("http://front.example:99999", "http://fr\u00f6nt.example", "http://" + "a" * 100_000),
         ):
-            self.assertFalse(policy.permits(origin, "http", "front.example"), origin[:60])
-            self.assertTrue(OriginPolicy(["*"]).permits(origin, "http", "front.example"), origin[:60])
+            self.assertFalse(policy.permits(origin, "front.example"), origin[:60])
+            self.assertTrue(OriginPolicy(["*"]).permits(origin, "front.example"), origin[:60])
 
     def test_list(self) -> None:
         """Without it an operator could not let another site's page in, or would let in more than that."""
@@ -65,12 +65,12 @@ class OriginPolicyTests(SynchronousTestCase):
             *("https://app.example", "https://app.example:443", "http://localhost:3000"),
             *("https://ws.example", "capacitor://localhost"),
         ):
-            self.assertTrue(policy.permits(origin, "http", "front.example"), origin)
+            self.assertTrue(policy.permits(origin, "front.example"), origin)
         for origin in (
             *("http://app.example", "https://app.example:444", "https://localhost:3000", "http://localhost"),
             *("https://sub.app.example", "http://front.example", "null"),
         ):
-            self.assertFalse(policy.permits(origin, "http", "front.example"), origin)
+            self.assertFalse(policy.permits(origin, "front.example"), origin)
 
     def test_settings(self) -> None:
         """Without it a slip in the setting would refuse everybody without a word."""
@@ -86,6 +86,6 @@ class OriginPolicyTests(SynchronousTestCase):
     @settings(max_examples=100, deadline=None)
     def test_any_text(self, origin: str, scheme: str, host: str) -> None:
         """Without it some header would raise, or two texts that mean nothing would count as the same host."""
-        self.assertFalse(OriginPolicy().permits("http//" + origin, scheme, host))
-        OriginPolicy().permits(origin, scheme, host)
-        OriginPolicy(["https://a.example"]).permits(f"{scheme}://{host}", scheme, host)
+        self.assertFalse(OriginPolicy().permits("http//" + origin, host))
+        OriginPolicy().permits(origin, host)
+        OriginPolicy(["https://a.example"]).permits(f"{scheme}://{host}", host)

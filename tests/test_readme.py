@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 
+from docutils.core import publish_string
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.settings import table
@@ -18,7 +20,7 @@ def settings_rst() -> str:
     for variable, option, default, text in table():
         lines.append(f"   * - ``{variable}``" + (f" ``{option.split()[0]}``" if option else ""))
         lines.append(f"     - {default}")
-        lines.append(f"     - {text}" + (" (repeatable)" if "repeatable" in option else ""))
+        lines.append(f"     - {text}".replace("*", "\\*") + (" (repeatable)" if "repeatable" in option else ""))
     return "\n".join([*lines, "", ""])
 
 
@@ -31,6 +33,16 @@ def with_settings(readme: str) -> str:
 
 class ReadmeTests(SynchronousTestCase):
     """What the README says of settings."""
+
+    def test_renders(self) -> None:
+        """Without it a slip in the markup would garble the page that people read first."""
+        problems = StringIO()
+        publish_string(
+            README.read_text("utf-8"),
+            writer="null",
+            settings_overrides={"warning_stream": problems, "report_level": 2, "halt_level": 5},
+        )
+        self.assertEqual(problems.getvalue(), "")
 
     def test_settings_table(self) -> None:
         """Without it the README would tell other settings or defaults than the front has."""

@@ -99,7 +99,7 @@ class WorkerHelloTests(BenchTestCase):
         wire = self.bench.challenged()
         welcome = self.bench.proves(wire, KEYS[1])
         nonce = wire.sent[0]["nonce"]
-        self.assertEqual(matching_front_key(KEYS[1:], welcome["mac"], "w1", NONCE, nonce), KEYS[1])
+        self.assertEqual(matching_front_key(KEYS, welcome["mac"], "w1", NONCE, nonce), KEYS[0])
 
     def test_wrong_mac(self) -> None:
         """Without it anybody could be a worker; more than the close code would tell an attacker something."""

@@ -11,7 +11,7 @@ from autobahn.exception import Disconnected
 from autobahn.twisted.websocket import WrappingWebSocketClientFactory, WrappingWebSocketServerFactory
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.cluster.wire import Refusal, Vote, encode
@@ -20,6 +20,7 @@ from kollator.cluster.worker_sync import (
     MESSAGE_BYTES,
     PATH,
     SENT_BYTES,
+    WorkerSyncClientFactory,
     WorkerSyncEndpoint,
     WorkerSyncFactory,
     client_endpoint,
@@ -281,6 +282,24 @@ class MessageTests(WebSocketCase):
         self.stop()
 
 
+    def test_it_is_a_transport_to_the_end(self) -> None:
+        """Without it a frame that comes a moment too late would be an unhandled error."""
+        front = self.front()
+        self.net.impostor(front, "b")
+        stream: Any = front.links._up["b"].transport
+        self.assertEqual((stream.getPeer().host, stream.getHost().host), ("10.0.9.9", "10.0.0.1"))
+        stream.unregisterProducer()
+        stream.loseConnection()
+        for _ in range(2):
+            stream.write(b"late")
+            stream.writeSequence([b"late", b"r"])
+            stream.loseConnection()
+            self.net.settle()
+        self.assertEqual((front.ups(), front.counts), (["up b", "down b"], {"lost": 1}))
+        stream.abortConnection()
+        self.stop()
+
+
 class ClientTests(NetCase):
     """The end that dials, when the other one is no front."""
 
@@ -335,9 +354,11 @@ class ClientTests(NetCase):
 
     def test_urls(self) -> None:
         """Without it a slip in PEERS would show only when the peer is dialled."""
-        clock: Any = Clock()
+        clock: Any = MemoryReactorClock()
         for url in ("ws://host/worker-sync", "wss://host:8443/front/worker-sync", "ws://[::1]:8080/worker-sync"):
             self.assertIsInstance(client_endpoint(clock, url), WorkerSyncEndpoint)
+            host = WorkerSyncClientFactory(None, url, clock).host
+        self.assertEqual(host, "[::1]", "as the Host header has it (RFC 9110 section 7.2)")
         for url in ("ws://host/", "ws:///worker-sync", "http://host/worker-sync", "ws://host:port/worker-sync"):
             with self.assertRaises(ValueError, msg=url):
                 client_endpoint(clock, url)

@@ -130,7 +130,7 @@ def worker_mac(
 def front_mac(key: bytes, worker_id: str, client_nonce: str, server_nonce: str) -> str:
     """Return a front's proof to a worker, in hex (the contract, section 2, "A worker", step 4).
 
-    ``key`` is the one ``matching_key`` returned: the worker knows that one, but perhaps not yet the newest.
+    ``key`` is the front's first one, with which it signs; a worker accepts each of its own.
     """
     return _mac(key, _front_text(worker_id, client_nonce, server_nonce)).hex()
 

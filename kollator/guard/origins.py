@@ -32,11 +32,11 @@ class OriginPolicy:
         self._any = "*" in allowed
         self._allowed = frozenset(_setting(piece) for piece in allowed if piece != "*")
 
-    def permits(self, origin: str | None, scheme: str, host: str) -> bool:
+    def permits(self, origin: str | None, host: str) -> bool:
         """Return whether a request may be served.
 
-        ``origin`` is the header or ``None``: no browser sent it, so no page can have made it. ``scheme`` and
-        ``host`` are what the client used (``addresses.client_scheme_host``), with ``ws`` equal to ``http``.
+        ``origin`` is the header or ``None``: no browser sent it, so no page can have made it. ``host`` is the
+        ``host[:port]`` that the client used (``addresses.client_scheme_host``).
         """
         if origin is None or self._any:
             return True
@@ -45,7 +45,11 @@ class OriginPolicy:
             return False
         if self._allowed:
             return parsed in self._allowed
-        return parsed == _parse(f"{scheme}://{host}")
+        own = parse_host_port(host)
+        if own is None or parsed[0] not in _PORTS:
+            return False
+        # Not the scheme: behind a TLS proxy that nobody told of, an https page comes to a plain port.
+        return parsed[1:] == (own[0], own[1] or _PORTS[parsed[0]])
 
 
 def _setting(piece: str) -> _Parsed:

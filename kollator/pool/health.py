@@ -155,12 +155,16 @@ class HealthBook:
         self._due.put(worker, now + phase % 1.0 * self.interval_s)
         return max(0.0, self._holds.time_of(worker, now) - now)
 
-    def left(self, worker: str, now: float) -> None:
-        """Note that a worker's connection is closed: it is gone, and only its falls are remembered."""
+    def left(self, worker: str, now: float, *, politely: bool = False) -> None:
+        """Note that a worker's connection is closed: it is gone, and only its falls are remembered.
+
+        One that said good-bye has not fallen.
+        """
         entry = self._workers.get(worker)
         if entry is None:
             return
-        self._fall(worker, entry, now, closed=True)
+        if not politely:
+            self._fall(worker, entry, now, closed=True)
         self._forget_ping(worker, entry)
         self._due.cancel(worker)
         del self._workers[worker]

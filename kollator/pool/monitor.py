@@ -49,9 +49,9 @@ class HealthMonitor:
         if hold_s > 0:
             self._unwell(worker, f"it came back after falling out and is held down for {hold_s:g} s")
 
-    def left(self, worker: str) -> None:
-        """The connection is gone."""
-        self._book.left(worker, self._clock.seconds())
+    def left(self, worker: str, politely: bool = False) -> None:
+        """The connection is gone; ``politely`` when the worker itself closed it in order."""
+        self._book.left(worker, self._clock.seconds(), politely=politely)
 
     def ponged(self, worker: str, payload: bytes) -> None:
         """A pong came from a worker."""

@@ -63,6 +63,8 @@ class Connection:
     # a worker's
     claim: Claim | None = None
     server_nonce: str = ""
+    left_politely: bool = False
+    """It closed its connection in order."""
 
     def send(self, payload: bytes) -> bool:
         """Sends one encoded message. False: it was not taken, too much waits already to be written."""

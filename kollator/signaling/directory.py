@@ -90,7 +90,7 @@ class Directory:
             del self.workers[connection.id]
             self._note("worker-left", worker=connection.id)
             if connection.claim is not None:
-                self._registrar.worker_left(connection.claim)
+                self._registrar.worker_left(connection.claim, connection.left_politely)
         else:
             self.waiting.pop(connection, None)
             if stage is Stage.JOINING:  # the registrar is told when it is done with the registration

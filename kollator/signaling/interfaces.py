@@ -24,8 +24,11 @@ class Registrar(Protocol):
         The claim takes the place of an older one of the same worker, of which nothing more is told.
         """
 
-    def worker_left(self, claim: Claim) -> None:
-        """The connection that made this claim is gone. Never called before ``done``."""
+    def worker_left(self, claim: Claim, politely: bool = False) -> None:
+        """The connection that made this claim is gone. Never called before ``done``.
+
+        ``politely``: the worker closed it in order (1000 or 1001).
+        """
 
     def worker_status(self, worker: str, sessions: int, draining: bool) -> None:
         """The worker told its load."""

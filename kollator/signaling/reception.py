@@ -94,7 +94,7 @@ class Reception:
             return
         del connection.server_nonce
         self._directory.begin_worker(connection, claim)
-        mac = front_mac(key, claim.id, claim.nonce, nonce)
+        mac = front_mac(self._worker_keys[0], claim.id, claim.nonce, nonce)
         ref = ref_of(auth)
         self._registrar.worker_joined(claim, lambda stored: self._joined(connection, claim, mac, ref, stored, now))
 

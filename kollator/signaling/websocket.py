@@ -310,6 +310,7 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
     def onCloseFrame(self, code: Any, reasonRaw: Any) -> bool | None:
         """The peer closes, or answers our closing: it is gone, though its TCP connection may take a moment."""
         stop: bool | None = super().onCloseFrame(code, reasonRaw)
+        self.left_politely = code in (Close.DONE, Close.GOING_AWAY)
         self.gone()
         return stop
 
