@@ -179,6 +179,13 @@ class Front:
             knock.recv(4096)
         return self
 
+    def await_line(self, text: str) -> None:
+        """Waits until a line of the log holds ``text``. Raises ``AssertionError`` otherwise."""
+        with self._news:
+            found = self._news.wait_for(lambda: any(text in line for line in self.out), START_LIMIT_S)
+        if not found:
+            raise AssertionError(f"no line with {text!r} came:\n{self.log}")
+
     def signal(self, number: int = signal.SIGTERM) -> None:
         """Sends a signal to the process."""
         self.process.send_signal(number)

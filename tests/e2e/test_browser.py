@@ -52,6 +52,7 @@ class PageTests(SynchronousTestCase):
         """Without it the product might do everything but what it is for: a file from a worker in a browser."""
         front = Front(options=["--demo-folder", str(self.served)]).ready()
         self.addCleanup(front.stop)
+        front.await_line("worker-joined worker=demo")
         self.open_page(front)
         self.await_state("#app", "open")
         for phase in ("bootstrap", "signaling", "offer", "ice", "channel"):
@@ -87,6 +88,7 @@ class PageTests(SynchronousTestCase):
         """Without it operators might be shown an empty page."""
         front = Front(options=["--demo-folder", str(self.served)]).ready()
         self.addCleanup(front.stop)
+        front.await_line("worker-joined worker=demo")
         self.open_page(front, "/status")
         WebDriverWait(self.browser, PAGE_LIMIT_S).until(
             lambda browser: browser.find_elements(By.CSS_SELECTOR, '#workers tr[data-name="demo"][data-state="up"]'),

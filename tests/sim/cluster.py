@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -13,8 +13,9 @@ from kollator.cluster.wire import Ack, Changes, Frame, Heartbeat, HeartbeatReply
 from kollator.pool.pool import Pool
 from kollator.state.changes import START
 from kollator.state.rows import AttachmentRow, FrontRow
+from tests.sim.disk import FAST_S
 from tests.sim.fronts import REPLICAS, Front
-from tests.sim.network import Network
+from tests.sim.network import FAIR_S, Network
 from tests.sim.world import SkewedClock, World
 
 NAMES = [f"f{number}" for number in range(1, 65)]
@@ -115,10 +116,11 @@ class Cluster:
             for front in self.fronts.values():
                 self._check_bounds(front)
 
-    def heal(self, within_s: float = HEAL_S) -> float:
-        """Everything works again; returns how long it takes until all fronts are the same. Raises ``Broken``."""
+    def mend(self) -> None:
+        """Everything works again."""
         self.note("all", "is well")
         self.network.unreliable = False
+        self.network.delay_s = FAIR_S
         self.crash_at_disk = 0.0
         for name in self.names:
             if name not in self.fronts:
@@ -126,16 +128,33 @@ class Cluster:
         for front in self.fronts.values():
             front.paused_until = 0.0
             front.disk.failing = 0.0
-            front.disk.delay_s = (0.0001, 0.002)
-        self.network.delay_s = (0.0005, 0.004)
+            front.disk.delay_s = FAST_S
         self.network.heal()
+
+    def heal(self, within_s: float = HEAL_S) -> float:
+        """Everything works again; returns how long it takes until all fronts are the same. Raises ``Broken``."""
+        self.mend()
+        self.converged_after_s = self._wait(self.difference, within_s)
+        return self.converged_after_s
+
+    def star(self, hub: str) -> None:
+        """Everything works, but all fronts reach no other than ``hub``: the rows are the same. Raises ``Broken``."""
+        self.mend()
+        self.note("all", "have links to", hub, "alone")
+        spokes = [name for name in self.names if name != hub]
+        self.network.cut(spokes, spokes)
+        for number, one in enumerate(spokes):
+            for other in spokes[:number]:
+                self.network.reset(one, other)
+        self._wait(self.row_difference, HEAL_S)
+
+    def _wait(self, difference: Callable[[], str | None], within_s: float) -> float:
         began = self.world.now
-        while (why := self.difference()) is not None:
+        while (why := difference()) is not None:
             if self.world.now - began > within_s:
                 raise self.broken(f"not the same {within_s:g} s after everything works again: {why}")
             self.run(LOOK_S)
-        self.converged_after_s = self.world.now - began
-        return self.converged_after_s
+        return self.world.now - began
 
     def rest(self) -> None:
         """Nothing happens, so nothing may change. Raises ``Broken``."""
@@ -162,13 +181,18 @@ class Cluster:
             return f"leaders {leading}, views {sorted(map(str, views))}"
         if not self.fronts[leading[0]].member.synchronised:
             return "the leader has not all that its followers have"
+        if self.network.linked() != len(fronts) * (len(fronts) - 1) // 2:
+            return "not all are linked"
+        return self.row_difference()
+
+    def row_difference(self) -> str | None:
+        """Why the fronts have not the same rows, or other rows than they should; None when they have."""
+        fronts = list(self.fronts.values())
         unwritten = [front.name for front in fronts if front.writer.problem is not None]
         if unwritten:
             return f"{unwritten} have rows that the disk did not take"
         if len({front.pool.digest for front in fronts}) != 1:
             return "the digests differ"
-        if self.network.linked() != len(fronts) * (len(fronts) - 1) // 2:
-            return "not all are linked"
         rows = fronts[0].store.rows()
         for front in fronts[1:]:
             others = front.store.rows()

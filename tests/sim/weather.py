@@ -26,6 +26,8 @@ def run(seed: int, size: int, steps: int = STEPS, *, verbose: bool = False) -> C
         for _ in range(steps):
             step(cluster)
             cluster.run(cluster.rng.choice((0.0, 0.02, 0.3, 0.3, 1.0)))
+        if size >= 3 and cluster.rng.random() < 0.4:
+            cluster.star(cluster.rng.choice(cluster.names))
         cluster.heal()
         cluster.rest()
     finally:
