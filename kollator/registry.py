@@ -24,11 +24,12 @@ log = Logger("kollator:pool")
 class Registry:
     """The switchboard's registrar.
 
-    ``lost`` is called with the workers that are usable no more, ``joined`` and ``left`` with each worker that
-    this front begins or ceases to hold (the latter with whether it said good-bye). ``listed`` says what the operator's file has of a worker, by its id and
-    address. ``counted`` is called with the cause for each worker that is lost: ``closed``, ``ping``, ``replaced``
-    (by a connection that is held down, or could not be stored) or ``other``. ``soon`` puts a call off to the next turn
-    of the loop: workers that are lost together, by the thousand when a network breaks, are then told of at once.
+    ``lost`` is called with the workers that are usable no more, ``joined`` and ``left`` with each worker that this
+    front begins or ceases to hold, the latter also with whether it said good-bye. ``listed`` says what the operator's
+    file has of a worker, by its id and address. ``counted`` is called with the cause for each worker that is lost:
+    ``closed``, ``ping``, ``replaced`` (by a connection that is held down, or could not be stored) or ``other``.
+    ``soon`` puts a call off to the next turn of the loop: workers that are lost together, by the thousand when a
+    network breaks, are then told of at once.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""The test suite: trial, from the root of the tree."""

@@ -111,7 +111,7 @@ class JoiningTests(RegistryTestCase):
 
         registry = Registry(
             self.front.pool, self.front.roster, self.front.writer,
-            lost=lambda workers: None, joined=lambda worker: None, left=lambda worker: None, listed=listed,
+            lost=lambda workers: None, joined=lambda worker: None, left=lambda worker, politely: None, listed=listed,
         )
         for name in ("w1", "w2", "w3"):
             registry.worker_joined(self.front.claim(name, "us", 50), lambda stored: None)
@@ -221,6 +221,13 @@ class LosingTests(RegistryTestCase):
                 self.front.monitor.ponged(worker, b"%d" % number)
         self.assertEqual((self.state("w1"), self.stored("w1")), ("up", "up"))
         self.assertGreater(self.front.clock.seconds(), 1.0)
+
+    def test_good_bye(self) -> None:
+        """A worker that leaves in order has not fallen out, however often its operator restarts it."""
+        for _ in range(5):
+            self.front.registry.worker_left(self.front.worker("w1"), True)
+        self.front.worker("w1")
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("up", "up"))
 
     def test_silent_worker(self) -> None:
         """The monitor's word reaches the pool, the disk and the clients, there and back."""

@@ -129,6 +129,7 @@ class HealthTests(FrontTestCase):
                 "connections": {"client": 0, "worker": 0},
                 "ring": {"digest": self.front.pool.digest},
                 "uptime_s": 2.5,
+                "synchronised": True,
             },
         )
 

@@ -10,6 +10,7 @@ from twisted.internet.protocol import Factory, Protocol
 
 from kollator.signaling.protocol import SignalingProtocol
 from kollator.web.answers import BODY_BYTES
+from kollator.web.door import DoorFactory
 from kollator.web.refusal import LINGER_S
 from kollator.web.resources import resource_tree
 from kollator.web.site import BODY_S, IDLE_S, FrontSite, upgrade_to
@@ -334,6 +335,26 @@ class UpgradeTests(HttpTestCase):
         wire = self.front.connect(factory=site).send(request("GET", "/ws", UPGRADE))
         self.assertEqual((wire.lost, wire.taken()), (True, b""))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+
+    def test_factory_that_takes_no_more(self) -> None:
+        """A factory may make no protocol: that is an answer too, and no broken connection."""
+
+        class Full:
+            def buildProtocol(self, addr: object) -> None:
+                """Nobody."""
+
+            def doStart(self) -> None:
+                """Nothing to do."""
+
+        upgrade = upgrade_to(Full(), lambda peer, fields: None)
+        site = FrontSite(resource_tree(self.front.views, ASSETS, {b"ws": upgrade}), self.front.clock)
+        wire = self.front.connect(factory=site).send(request("GET", "/ws", UPGRADE) + LIVE)
+        answers = read_answers(wire.taken())
+        self.assert_error(answers[0], 503, "busy")
+        self.assertEqual(answers[1].status, 200)
+        door = DoorFactory(clock=self.front.clock, header_timeout_s=10)
+        door.open(site=site, upgrades={b"/ws": Full()}, admission=lambda peer, fields: None)
+        self.assertTrue(self.front.connect(factory=door).send(request("GET", "/ws", UPGRADE)).lost)
 
     def test_body_before_the_frames(self) -> None:
         """What stands behind a handshake with a body is not lost either."""

@@ -106,6 +106,47 @@ class WritingTests(WriterTestCase):
         self.successResultOf(right)
 
 
+class CommittedTests(WriterTestCase):
+    """What is passed on to the other fronts."""
+
+    def test_told_first_of_what_is_stored(self) -> None:
+        """The other fronts get what is on disk, before a worker is told that it is welcome."""
+        told: list[Any] = []
+        self.writer.committed = lambda rows: told.append(list(rows))
+        self.writer.write(rows(2)).addCallback(lambda _: told.append("acknowledged"))
+        self.writer.probe()
+        self.turn_all()
+        self.assertEqual(told, [rows(2), "acknowledged"])
+
+    def test_not_told_of_what_is_not(self) -> None:
+        """Nothing is passed on that the store refused or did not take."""
+        told: list[Any] = []
+        self.writer.committed = told.extend
+        self.failureResultOf(self._turned([WorkerRow("w9", "a\nb")]), ValueError)
+        self.fill()
+        self.failureResultOf(self._turned(rows(400, 500)), StoreError)
+        self.assertEqual(told, [])
+        self.make_room()
+        self.clock.advance(RETRY_S)
+        self.turn_all()
+        self.assertEqual(len(told), 400)
+
+    def test_mistake_of_who_is_told(self) -> None:
+        """A mistake there keeps no worker from its welcome."""
+
+        def broken(rows: object) -> None:
+            raise ZeroDivisionError
+
+        self.writer.committed = broken
+        self.successResultOf(self._turned(rows()))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def _turned(self, some: list[Row]) -> Deferred[None]:
+        done = self.writer.write(some)
+        self.turn_all()
+        return done
+
+
 class RefusedTests(WriterTestCase):
     """Rows that the store does not allow."""
 

@@ -147,7 +147,7 @@ class Writer:
         for key, problem in refused.items():
             log.error("the row {key} was dropped: {problem}", key=repr(key), problem=str(problem))
         if batch:
-            self.committed([row for key, row in batch.items() if key not in refused])
+            self._tell([row for key, row in batch.items() if key not in refused])
         for done, keys in waiting:
             culprit = next((refused[key] for key in keys if key in refused), None)
             if culprit is None:
@@ -156,6 +156,12 @@ class Writer:
                 done.errback(culprit)
         self._turn()
         self._stop_if_idle()
+
+    def _tell(self, rows: list[Row]) -> None:
+        try:
+            self.committed(rows)
+        except Exception:
+            log.failure("{count} rows were written and could not be passed on", count=len(rows))
 
     def _failed(self, failure: Failure, batch: dict[_Key, Row], waiting: list[_Waiting]) -> None:
         self._running = False

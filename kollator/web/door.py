@@ -59,7 +59,10 @@ class Door(Protocol):
         self._timer: Call | None = None
 
     def connectionMade(self) -> None:
-        """Starts the clock of the first header."""
+        """Starts the clock of the first header; before the door is open, there is nothing to wait for."""
+        if self.factory.site is None:
+            self.transport.abortConnection()
+            return
         self._timer = self.factory.clock.callLater(self.factory.header_timeout_s, self._too_slow)
 
     def dataReceived(self, data: bytes) -> None:
@@ -176,6 +179,3 @@ class DoorFactory(Factory):
         for factory in self.upgrades.values():
             factory.doStop()
 
-    def buildProtocol(self, addr: Any) -> Any:
-        """A door for one accepted connection; none before ``open``."""
-        return None if self.site is None else super().buildProtocol(addr)

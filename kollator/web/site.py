@@ -269,6 +269,9 @@ def upgrade_to(factory: Any, admission: Admission) -> Callable[[Request], None]:
         refusal = admission(peer_host(channel.transport), fields)
         if refusal is not None:
             raise refusal
-        channel.upgrade(request, factory.buildProtocol(channel.transport.getPeer()))
+        protocol = factory.buildProtocol(channel.transport.getPeer())
+        if protocol is None:
+            raise Refusal(503, "busy", "no more connections are taken here; come back in a moment", 1)
+        channel.upgrade(request, protocol)
 
     return upgrade

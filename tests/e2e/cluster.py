@@ -256,10 +256,15 @@ class Cluster:
             self.fronts[name].ready()
 
     def kill(self, name: str) -> None:
-        """kill -9."""
+        """SIGKILL: as a machine dies, without a word to anybody."""
         front = self.fronts.pop(name)
         self.ended.append(front)
         front.kill()
+
+    def wipe(self, name: str) -> None:
+        """Takes the database of a front that does not run."""
+        for file in self._folders[name].glob("s.db*"):
+            file.unlink()
 
     def stop(self) -> None:
         """SIGTERM to all; asserts that each ends with status 0, and that no log told of trouble."""

@@ -108,6 +108,26 @@ class FailureTests(ClusterTestCase):
             self.assert_signaling(client, worker)
             self.assert_signaling(client, other)
 
+    def test_worker_at_two_fronts(self) -> None:
+        """A worker with two connections must outlive either front, untold to clients, and a front its lost disk."""
+        first, second, clients_front = self.leader, *self.others(self.leader)
+        self.worker(first, self.w1)
+        worker = self.worker(second, self.w1)
+        until(lambda: all(len(self.cluster.worker(name, self.w1).get("fronts", ())) == 2 for name in self.names),
+              self.cluster.told)
+        client = self.client(clients_front)
+        self.cluster.kill(first)
+        until(lambda: all(self.cluster.worker(name, self.w1)["fronts"] == [second] for name in self.cluster.fronts),
+              self.cluster.told)
+        self.assert_signaling(client, worker)
+        self.cluster.wipe(first)
+        self.cluster.start(first)
+        self.cluster.whole()
+        self.cluster.until_state(self.w1, "up")
+        self.assertEqual(self.cluster.worker(first, self.w1)["fronts"], [second])
+        self.assert_signaling(self.client(first), worker)
+        self.assert_signaling(client, worker)
+
     def test_leader_stopped(self) -> None:
         """A front that stands still and goes on must neither lead a second time nor lose its workers for good."""
         frozen, (heir, third) = self.leader, self.others(self.leader)
