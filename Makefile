@@ -8,7 +8,7 @@ TESTS ?= tests
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster run test lint types unit clean
+.PHONY: help cluster run bench soak test lint types unit clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,12 @@ types: $(VENV)/.installed-test
 
 unit: $(VENV)/.installed-test ## The trial suite alone; TESTS=tests.test_ring for a part
 	$(BIN)/python -W default -m twisted.trial $(TESTS)
+
+bench: $(VENV)/.installed-test ## The figures of a cluster on this machine (some minutes)
+	$(BIN)/python -m tests.bench.cluster
+
+soak: $(VENV)/.installed-test ## 10,000 seeds of the cluster simulator (an hour or more)
+	$(BIN)/python -m tests.sim --seeds 0..9999
 
 clean: ## Removes what was built and installed here
 	rm -rf $(VENV) build *.egg-info run _trial_temp* .hypothesis .mypy_cache .ruff_cache kollator/state/lib

@@ -137,27 +137,13 @@ class OutgoingTests(SynchronousTestCase):
         self.assertEqual(len(pump(out, log, receiver, 0.0)), 1)
 
     def test_own_writes(self):
-        """A database that was put back would never get its lost writes, or all would get theirs back each time."""
-        log, receiver = Log(sites=[PEER, OWN, PEER]), Receiver()
-        out = pulled(log)
+        """A database that was put back would never get its lost writes, when they come by way of a third front."""
+        log, receiver = Log(sites=[PEER, OWN]), Receiver()
+        out = pulled(log, without_own=True)
+        log.write(PEER)
+        out.owe(log.head, 0.0)
         sent = [one.site_id for frame in pump(out, log, receiver, 0.0) for one in frame.changes]
         self.assertEqual(sent, [PEER, OWN, PEER])
-        for site in (PEER, THIRD):
-            log.write(site)
-        out.owe(log.head, 0.0)
-        (frame,) = pump(out, log, receiver, 0.0)
-        self.assertEqual([one.site_id for one in frame.changes], [THIRD])
-        self.assertEqual((frame.sites, frame.cursor), ([THIRD], log.head))
-        self.assertEqual(pulled(log, without_own=True).next_read(0.0), START)
-
-    def test_own_writes_until_acknowledged(self):
-        """What is sent again after a loss would leave out what was in it at first."""
-        log = Log(sites=[PEER, OWN])
-        out = pulled(log)
-        out.read(log.since(out.next_read(0.0)), 0.0)  # lost
-        now = 2 * RESEND_S
-        frame = out.read(log.since(out.next_read(now)), now)
-        self.assertEqual([one.site_id for one in frame.changes], [PEER, OWN])
 
     def test_window(self):
         """A peer that does not acknowledge would fill the memory."""
@@ -194,13 +180,12 @@ class OutgoingTests(SynchronousTestCase):
     def test_pull_voids(self):
         """A batch that was read before a pull would be taken for its answer."""
         log = Log(sites=[OWN, PEER])
-        out = pulled(log, without_own=True)
+        out = pulled(log)
         after = out.next_read(0.0)
-        out.pulled(Pull(START, PEER), log.head, 0.0)
+        out.pulled(Pull(at(1), PEER), log.head, 0.0)
         self.assertIsNone(out.next_read(0.0), "one reading at a time")
         self.assertIsNone(out.read(log.since(after), 0.0))
-        frame = out.read(log.since(out.next_read(0.0)), 0.0)
-        self.assertEqual([one.site_id for one in frame.changes], [OWN, PEER])
+        self.assertEqual(out.next_read(0.0), at(1))
 
     def test_late_and_foreign_acknowledgements(self):
         """A late frame would move a peer back, a bad one past what exists."""
@@ -377,9 +362,7 @@ class AnyOrderTests(SynchronousTestCase):
         def check():
             self.assertLessEqual(out.in_flight, WINDOW)
             applied = receiver.incoming.applied.db_version
-            wanted = {number + 1 for number in range(applied)}
-            missing = wanted - receiver.has
-            self.assertTrue(all(log.sites[number - 1] == PEER for number in missing), "the cursor passed a change")
+            self.assertLessEqual({number + 1 for number in range(applied)}, receiver.has, "the cursor passed a change")
 
         for what, number in steps:
             if what in ("write", "foreign", "peers"):

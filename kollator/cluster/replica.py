@@ -4,6 +4,9 @@ The store does the reading and merging; these decide what is to be read and sent
 how far behind the peer is. A lost frame is a gap like any other, and ends in a ``Pull`` or in sending again.
 
 What a peer has only moves on, whatever is lost, doubled or late, until it says otherwise in a ``Pull``.
+
+Nobody's writes are left out, not even the peer's own: a database that was put back has lost some of them, and need
+not know. What it has, it merges as nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +36,6 @@ def _reaches(cursor: Cursor, other: Cursor) -> bool:
 
 class _Flight(NamedTuple):
     cursor: Cursor
-    last: bool
-    """It went to the log's end."""
     sent_at: float
     changes: Changes | None
     """Kept where it is small enough to go into a heartbeat."""
@@ -54,8 +55,6 @@ class Outgoing:
         """From sending to acknowledgement, the last time it was measured."""
         self._due: Cursor | None = None
         self._sent = Cursor()
-        self._site = b""
-        self._whole = True
         self._reading = False
         self._void = False
         self._answer = False
@@ -74,13 +73,10 @@ class Outgoing:
 
     def pulled(self, pull: Pull, head: Cursor, now: float) -> None:
         """The peer asks for the log from a place on: whatever is under way is void, but for the same answer."""
-        whole = not pull.without_own
         self._due = head
-        if self._answer and not self._flight and (self.acked, self._site, self._whole) == (pull.after, pull.site, whole):
+        if self._answer and not self._flight and self.acked == pull.after:
             return
         self.acked = self._sent = pull.after
-        self._site = pull.site
-        self._whole = whole
         self._answer = True
         self._void = self._reading
         self._flight.clear()
@@ -107,13 +103,11 @@ class Outgoing:
         return self._sent
 
     def read(self, batch: Batch, now: float) -> Changes | None:
-        """What was read, nobody's writes left out: the frame to send, or None when a ``Pull`` has made it void."""
+        """What was read: the frame to send, or None when a ``Pull`` has made it void."""
         void = self._void or batch.since != self._sent or self._due is None
         self._reading = self._void = False
         if void or self._due is None:
             return None
-        if not self._whole and not batch.rewound:
-            batch = _without(batch, self._site)
         changes = Changes.of(batch)
         self._sent = batch.cursor
         self._answer = batch.more
@@ -121,7 +115,7 @@ class Outgoing:
             self._due = batch.cursor
         size_bytes = sum(change_bytes(change) for change in batch.changes)
         small = size_bytes <= HEARTBEAT_CHANGES_BYTES
-        self._flight.append(_Flight(batch.cursor, not batch.more, now, changes if small else None))
+        self._flight.append(_Flight(batch.cursor, now, changes if small else None))
         return changes
 
     def read_failed(self) -> None:
@@ -137,10 +131,7 @@ class Outgoing:
             self._sent = cursor
             self._void = self._reading
         while self._flight and _reaches(cursor, self._flight[0].cursor):
-            flight = self._flight.popleft()
-            self.latency_s = max(0.0, now - flight.sent_at)
-            if flight.last:
-                self._whole = False  # from here on it is pushed what it cannot have itself
+            self.latency_s = max(0.0, now - self._flight.popleft().sent_at)
         if _reaches(cursor, self._due):
             self._behind_since = None
 
@@ -155,14 +146,6 @@ class Outgoing:
         if self._behind_since is not None:
             return max(0.0, now - self._behind_since)
         return self.latency_s or 0.0
-
-
-def _without(batch: Batch, site: bytes) -> Batch:
-    changes = [change for change in batch.changes if change.site_id != site]
-    if len(changes) == len(batch.changes):
-        return batch
-    sites = [other for other in batch.sites if other != site]
-    return Batch(changes, batch.since, batch.cursor, batch.more, sites, batch.rewound)
 
 
 class Incoming:

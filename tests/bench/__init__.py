@@ -1,0 +1,1 @@
+"""Benchmarks: figures, never assertions. ``python -m tests.bench.cluster`` prints the cluster's."""
