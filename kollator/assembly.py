@@ -34,13 +34,13 @@ from kollator.pool.monitor import TURN_S as HEALTH_TURN_S
 from kollator.pool.monitor import HealthMonitor
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
-from kollator.pool.workersfile import FILE_BYTES, WorkersFile, WorkersFileError, parse_workers_file
 from kollator.registry import Registry
 from kollator.settings import Settings
 from kollator.signaling.keepalive import TURN_S as KEEPALIVE_TURN_S
 from kollator.signaling.keepalive import KeepAlive
 from kollator.signaling.protocol import SignalingFactory, SignalingProtocol
 from kollator.signaling.switchboard import Switchboard
+from kollator.starting import StartError, cannot_listen, one_line, own_ticket_key, read_workers_file
 from kollator.state.errors import StoreError
 from kollator.state.store import Store
 from kollator.state.writer import Writer
@@ -61,10 +61,6 @@ SWEEP_TURN_S = 0.25
 EXPIRE_TURN_S = 5.0
 SETTLE_S = 0.5
 """How long a stopping front waits at most until its peers have its last rows."""
-
-
-class StartError(Exception):
-    """The front cannot start: one line that names the setting and the remedy."""
 
 
 class Front(MultiService):
@@ -127,7 +123,7 @@ class Front(MultiService):
             )
             own = store.begin_incarnation(settings.region, "")
             rows = store.rows()
-            ticket_keys = settings.cluster_keys or (_own_ticket_key(store),)
+            ticket_keys = settings.cluster_keys or (own_ticket_key(store),)
         except StoreError as error:
             raise StartError(str(error)) from None
         self._threads.start()
@@ -405,19 +401,6 @@ class Front(MultiService):
         return deferToThreadPool(self.reactor, self._threads, function, *args)
 
 
-def read_workers_file(path: str | None) -> WorkersFile:
-    """The operator's list of workers, empty without a file. Raises ``StartError``."""
-    if path is None:
-        return WorkersFile({})
-    try:
-        with open(path, "rb") as file:
-            return parse_workers_file(file.read(FILE_BYTES + 1))
-    except OSError as problem:
-        raise StartError(f"WORKERS_FILE: {path} cannot be read: {problem.strerror}; name a JSON file") from None
-    except WorkersFileError as problem:
-        raise StartError(f"WORKERS_FILE: {path}: {problem}; mend it, or leave the setting out") from None
-
-
 def count(counts: dict[str, int], key: str, number: int = 1) -> None:
     """Adds to a counter whose keys come from a fixed set that grows as they are met."""
     counts[key] = counts.get(key, 0) + number
@@ -430,25 +413,3 @@ def reactor_wall() -> float:
 
 def _note(event: str, **fields: object) -> None:
     events.info("{event} {fields}", event=event, fields=" ".join(f"{k}={v}" for k, v in fields.items()), **fields)
-
-
-def _own_ticket_key(store: Store) -> bytes:
-    """The key that a front without a cluster signs its tickets with: made once, kept in its database."""
-    key = store.get("ticket_key")
-    if not isinstance(key, bytes):
-        key = os.urandom(32)
-        store.put("ticket_key", key)
-    return key
-
-
-def one_line(problem: object) -> str:
-    """What went wrong, without line breaks."""
-    return " ".join(str(problem).split()) or type(problem).__name__
-
-
-def cannot_listen(description: str, problem: object) -> StartError:
-    """The error of a port that cannot be bound."""
-    return StartError(
-        f"HOST, PORT, LISTEN: {description!r} cannot be listened on: {one_line(problem)}; "
-        "stop what uses it, or choose another address or port"
-    )

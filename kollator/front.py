@@ -9,10 +9,11 @@ from typing import Any
 
 from twisted.internet.endpoints import serverFromString
 
-from kollator.assembly import Front, StartError, cannot_listen, one_line
+from kollator.assembly import Front
 from kollator.drain import StopSignals
 from kollator.observe import logs
 from kollator.settings import FrontOptions, SettingError, Settings
+from kollator.starting import StartError, cannot_listen, one_line
 from kollator.state.errors import StoreError
 from kollator.state.store import Store
 

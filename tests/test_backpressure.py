@@ -10,7 +10,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from kollator.web.site import IDLE_S
-from tests.fronts import PEER, FrontTestCase, request
+from tests.fronts import FrontTestCase
+from tests.wires import PEER, request
 
 LIVE = request("GET", "/health/live")
 

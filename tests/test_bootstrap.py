@@ -6,7 +6,8 @@ import json
 import math
 from typing import ClassVar
 
-from tests.fronts import JSON, PEER, WALL_S, Answer, FrontTestCase, Wire, read_answers, shape
+from tests.fronts import WALL_S, FrontTestCase
+from tests.wires import JSON, PEER, Answer, Wire, read_answers, shape
 
 
 class BootstrapTests(FrontTestCase):

@@ -14,7 +14,8 @@ from twisted.web.http import HTTPChannel
 from kollator.signaling.protocol import SignalingProtocol
 from kollator.web.door import HEADER_BYTES, Door, DoorFactory, is_upgrade, parse_head
 from kollator.web.refusal import LINGER_BYTES, LINGER_S
-from tests.fronts import PEER, UPGRADE, FrontTestCase, Wire, read_answers, request
+from tests.fronts import FrontTestCase
+from tests.wires import PEER, UPGRADE, Wire, read_answers, request
 
 UPGRADE_REQUEST = request("GET", "/signaling", UPGRADE)
 

@@ -10,7 +10,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from kollator.drain import CLOSE_S, StopSignals
-from tests.fronts import FrontTestCase, read_frames, text_frame
+from tests.fronts import FrontTestCase
+from tests.wires import read_frames, text_frame
 
 GOING_AWAY = (8, b"\x03\xe9front going away")
 TIMEOUT_S = 5.0

@@ -106,7 +106,12 @@ class SyncTests(MemberTestCase):
         front = cluster.fronts["f1"]
         readings = []
         changes_since = front.store.changes_since
-        front.store.changes_since = lambda after: readings.append(after) or changes_since(after)
+
+        def read(after):
+            readings.append(after)
+            return changes_since(after)
+
+        front.store.changes_since = read
         front.join(WorkerRow("w"))
         cluster.run(0.05)
         self.assertEqual(len(readings), 1)

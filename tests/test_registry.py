@@ -10,7 +10,8 @@ from kollator.pool.workersfile import Entry
 from kollator.registry import Registry
 from kollator.signaling.connection import Claim
 from kollator.state.rows import AttachmentRow, FrontRow, Row, WorkerRow
-from tests.fronts import PEER, FrontTestCase, read_frames, text_frame
+from tests.fronts import FrontTestCase
+from tests.wires import PEER, read_frames, text_frame
 
 
 class RegistryTestCase(FrontTestCase):

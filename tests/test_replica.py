@@ -20,6 +20,7 @@ def at(version, epoch=E1):
 
 
 def change(version, site=OWN):
+    """The change that makes a db_version."""
     return Change("workers", b"\x01\x0b\x04%04d" % version, "region", "eu", 1, version, site, 1, 0)
 
 
@@ -79,6 +80,7 @@ def pump(out, log, receiver, now):
 
 
 def pulled(log, after=START, now=0.0, without_own=False):
+    """What a peer has of the log that has just asked for it."""
     out = Outgoing()
     out.pulled(Pull(after, PEER, without_own), log.head, now)
     return out

@@ -10,7 +10,8 @@ from kollator.state.rows import AttachmentRow, PinRow
 from kollator.web.refusal import LINGER_S
 from kollator.web.resources import JsonResource
 from kollator.web.site import FrontSite
-from tests.fronts import ASSETS, JSON, PEER, FrontTestCase, read_answers, request, shape
+from tests.fronts import ASSETS, FrontTestCase
+from tests.wires import JSON, PEER, read_answers, request, shape
 
 READ_ONLY = ("/", "/status", "/health", "/health/live", "/health/ready", "/workers", "/workers/assign?ip=203.0.113.9",
              "/metrics", "/schema.json", "/favicon.ico", "/static/kollator.js")

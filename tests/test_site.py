@@ -14,7 +14,8 @@ from kollator.web.door import DoorFactory
 from kollator.web.refusal import LINGER_S
 from kollator.web.resources import resource_tree
 from kollator.web.site import BODY_S, IDLE_S, FrontSite, upgrade_to
-from tests.fronts import ASSETS, PEER, UPGRADE, Answer, FrontTestCase, Wire, read_answers, request
+from tests.fronts import ASSETS, FrontTestCase
+from tests.wires import PEER, UPGRADE, Answer, Wire, read_answers, request
 
 LIVE = request("GET", "/health/live")
 

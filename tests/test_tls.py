@@ -17,7 +17,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from kollator.signaling.protocol import SignalingProtocol
 from kollator.web.refusal import LINGER_S
-from tests.fronts import UPGRADE, FrontTestCase, read_answers, request, text_frame
+from tests.fronts import FrontTestCase
+from tests.wires import UPGRADE, read_answers, request, text_frame
 
 
 @cache

@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from kollator import views
 from kollator.settings import Settings
 from kollator.views import RATE_BURST_S, Gate
-from tests.fronts import PEER, FrontTestCase, Wire
+from tests.fronts import FrontTestCase
+from tests.wires import PEER, Wire
 
 
 class GateTestCase(SynchronousTestCase):

@@ -310,7 +310,8 @@ class Cluster:
     def broken(self, what: str) -> Broken:
         """What to raise when something does not hold."""
         lines = [f"{when:9.4f} " + " ".join(str(word)[:400] for word in words) for when, *words in self._trace]
-        return Broken("\n".join([*lines, f"seed {self.seed}, {len(self.names)} fronts, {self.world.now:.4f} s: {what}"]))
+        lines.append(f"seed {self.seed}, {len(self.names)} fronts, {self.world.now:.4f} s: {what}")
+        return Broken("\n".join(lines))
 
     def close(self) -> None:
         """End it."""

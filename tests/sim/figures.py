@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
-
-from twisted.internet.task import Clock
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from kollator.cluster.arrivals import Arrivals
 from kollator.pool.pool import Pool
@@ -17,7 +16,9 @@ from tests.sim.cluster import Cluster
 
 
 def heal_s(size: int = 30, writes: int = 200) -> tuple[float, float]:
-    """Two halves of a cluster write apart, then together: simulated seconds, and the processor's, until all are the same."""
+    """Two halves of a cluster write apart, then are healed: simulated seconds, and the processor's, until all fronts
+    are the same.
+    """
     cluster = Cluster(1, size)
     try:
         cluster.heal(30.0)
@@ -59,17 +60,16 @@ def frames_per_write(size: int, writes: int, apart_s: float) -> dict[str, float]
 
 
 def sync_s(workers: int = 10_000) -> dict[str, float]:
-    """Seconds of the processor to bring so many workers to an empty front, by what they are spent on, and the longest turn.
+    """Seconds of the processor to bring so many workers to an empty front, by what they are spent on.
 
-    Reading and merging are done in the store's thread, so the turns are those of the pool alone.
+    Reading and merging are done in the store's thread, so the longest turn of the reactor is one of the pool's.
     """
     full, empty = Store.open(":memory:", node_id="a"), Store.open(":memory:", node_id="b")
     try:
         full.begin_incarnation("", "")
-        full.write(
-            [WorkerRow(f"worker-{number}", "eu", 100, f"10.0.{number >> 8}.{number & 255}") for number in range(workers)]
-        )
-        full.write([AttachmentRow(f"worker-{number}", "a", 1, "up") for number in range(workers)])
+        numbers = range(workers)
+        full.write([WorkerRow(f"worker-{number}", "eu", 100, f"10.0.0.{number & 255}") for number in numbers])
+        full.write([AttachmentRow(f"worker-{number}", "a", 1, "up") for number in numbers])
         pool = Pool()
         turns: list[float] = []
         spent = {"read": 0.0, "merge": 0.0, "apply": 0.0}
@@ -78,7 +78,7 @@ def sync_s(workers: int = 10_000) -> dict[str, float]:
         def apply(rows: Sequence[Row]) -> None:
             pool.apply_all(rows)
 
-        arrivals = Arrivals(clock, apply)  # type: ignore[arg-type]
+        arrivals = Arrivals(clock, apply)
         batch = Batch([], empty.cursor_of("a"), empty.cursor_of("a"), more=True)
         while batch.more:
             began = _cpu_s()
@@ -88,9 +88,9 @@ def sync_s(workers: int = 10_000) -> dict[str, float]:
             merged = _cpu_s()
             arrivals.take(result.rows)
             turns.append(_cpu_s() - merged)
-            while clock.calls:
+            while clock.later:
                 turn = _cpu_s()
-                clock.calls.pop(0)()
+                clock.later.pop(0)()
                 turns.append(_cpu_s() - turn)
             spent["read"] += read - began
             spent["merge"] += merged - read
@@ -107,20 +107,19 @@ def _cpu_s() -> float:
     return time.process_time()
 
 
-class _CpuClock(Clock):
+class _CpuClock:
     """The processor's time, and calls that wait for the next turn."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.calls: list = []  # type: ignore[type-arg]
+        self.later: list[Callable[[], object]] = []
 
     def seconds(self) -> float:
-        """Now."""
+        """What was used so far."""
         return _cpu_s()
 
-    def callLater(self, when, what, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def callLater(self, delay: float, call: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         """In the next turn."""
-        self.calls.append(lambda: what(*args, **kwargs))
+        self.later.append(lambda: call(*args, **kwargs))
 
 
 def report() -> None:

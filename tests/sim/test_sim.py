@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -12,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from kollator.state.changes import Cursor
 from kollator.state.replication import MergeResult
 from kollator.state.store import Store
-from tests.sim import weather
+from tests.sim import figures, weather
 from tests.sim.cluster import Broken, Cluster
 
 SEEDS = 300
@@ -33,7 +34,7 @@ class SimulatorTests(SynchronousTestCase):
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for first, after in zip(bounds, bounds[1:], strict=False)
+            for first, after in pairwise(bounds)
         ]
         for run in runs:
             self.addCleanup(run.kill)
@@ -47,6 +48,19 @@ class SimulatorTests(SynchronousTestCase):
             cluster = weather.run(11, 7, 15)
             traces.append((list(cluster._trace), cluster.network.frames, cluster.network.bytes))
         self.assertEqual(traces[0], traces[1])
+
+
+class FigureTests(SynchronousTestCase):
+    """What the cluster promises in figures; ``python -m tests.sim --figures`` has the large ones."""
+
+    def test_healed_partition(self):
+        """A cluster whose halves were apart would take long to be one."""
+        simulated_s, _ = figures.heal_s(12, 80)
+        self.assertLess(simulated_s, 5.0)
+
+    def test_large_sync(self):
+        """A front that joins empty would miss rows of a large cluster."""
+        self.assertLess(figures.sync_s(1000)["longest turn"], 0.5)
 
 
 class CanFailTests(SynchronousTestCase):

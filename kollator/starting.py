@@ -1,0 +1,47 @@
+"""What can go wrong at a front's start, as one line that names the setting and the remedy; and what is read then."""
+
+from __future__ import annotations
+
+import os
+
+from kollator.pool.workersfile import FILE_BYTES, WorkersFile, WorkersFileError, parse_workers_file
+from kollator.state.store import Store
+
+
+class StartError(Exception):
+    """The front cannot start: one line that names the setting and the remedy."""
+
+
+def read_workers_file(path: str | None) -> WorkersFile:
+    """The operator's list of workers, empty without a file. Raises ``StartError``."""
+    if path is None:
+        return WorkersFile({})
+    try:
+        with open(path, "rb") as file:
+            return parse_workers_file(file.read(FILE_BYTES + 1))
+    except OSError as problem:
+        raise StartError(f"WORKERS_FILE: {path} cannot be read: {problem.strerror}; name a JSON file") from None
+    except WorkersFileError as problem:
+        raise StartError(f"WORKERS_FILE: {path}: {problem}; mend it, or leave the setting out") from None
+
+
+def own_ticket_key(store: Store) -> bytes:
+    """The key that a front without a cluster signs its tickets with: made once, kept in its database."""
+    key = store.get("ticket_key")
+    if not isinstance(key, bytes):
+        key = os.urandom(32)
+        store.put("ticket_key", key)
+    return key
+
+
+def one_line(problem: object) -> str:
+    """What went wrong, without line breaks."""
+    return " ".join(str(problem).split()) or type(problem).__name__
+
+
+def cannot_listen(description: str, problem: object) -> StartError:
+    """The error of a port that cannot be bound."""
+    return StartError(
+        f"HOST, PORT, LISTEN: {description!r} cannot be listened on: {one_line(problem)}; "
+        "stop what uses it, or choose another address or port"
+    )
