@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 import kollator
+from kollator.cluster.link import REASONS
 from kollator.cluster.links import LinkError, Links
 from kollator.cluster.service import Cluster
 from kollator.cluster.worker_sync import WorkerSyncFactory
@@ -75,8 +76,11 @@ class Front(MultiService):
         self.settings = settings
         self.reactor = reactor
         self.ports: list[Any] = []
-        self.door = DoorFactory(clock=reactor, header_timeout_s=settings.header_timeout_s)
         self.counters = Counters()
+        self.counters.links_ended.update(dict.fromkeys(REASONS, 0))
+        self.door = DoorFactory(
+            clock=reactor, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
+        )
         self.drain = Drain(reactor)
         self.store: Store | None = None
         self._threads = ThreadPool(1, 1, "kollator-store")
@@ -96,7 +100,7 @@ class Front(MultiService):
             random_bytes=os.urandom,
             uniform=random.uniform,
             summary=lambda peer: self.cluster.member.summary(peer),
-            count=lambda reason: count(self.counters.links_ended, reason),
+            count=lambda reason: add(self.counters.links_ended, reason),
             exempt=NetworkSet(settings.rate_limit_exempt).contains,
         )
         self.links.setServiceParent(self)
@@ -214,8 +218,9 @@ class Front(MultiService):
             restate=registry.restate,
             reincarnated=registry.reincarnated,
             uniform=random.uniform,
+            wall=reactor_wall,
             loop_failed=self._loop_failed,
-            rows_refused=lambda reason, number: count(self.counters.rows_refused, reason, number),
+            rows_refused=lambda reason, number: add(self.counters.rows_refused, reason, number),
         )
         self.cluster.setServiceParent(self)
         self.switchboard.elsewhere = self.cluster.exchange
@@ -238,6 +243,8 @@ class Front(MultiService):
             resource_tree(self.views, load_assets(), taking_over),
             self.reactor,
             logs.enabled(self.settings.debug, "kollator:web"),
+            header_timeout_s=self.settings.header_timeout_s,
+            responded=self.counters.respond,
         )
         upgrades = {b"/" + name: factory for name, factory in sockets.items()}
         self.door.open(site=site, upgrades=upgrades, admission=admission)
@@ -298,14 +305,27 @@ class Front(MultiService):
             done = self.drain.begin(
                 self.signaling, self.settings.drain_timeout_s, lambda: random.randint(*RECONNECT_MS)
             )
-            done.addCallback(lambda _: self._stop_listening())
-            done.addCallback(lambda _: self._close_connections())
-            done.addCallback(lambda _: self.writer.stop())
-            done.addCallback(lambda _: self.drain.wait(self.cluster.member.settled, SETTLE_S))
-            done.addCallback(lambda _: MultiService.stopService(self))
-            done.addCallback(lambda _: self._close_store())
-        done.addErrback(lambda failure: log.failure("the stop was not clean", failure=failure))
+            steps: tuple[Callable[[], Any], ...] = (
+                self._stop_listening,
+                self._close_connections,
+                self.writer.stop,
+                lambda: self.drain.wait(self.cluster.member.settled, SETTLE_S),
+                lambda: MultiService.stopService(self),
+                self._close_store,
+            )
+            for step in steps:
+                done.addErrback(self._not_clean)  # and on with the next step
+                done.addCallback(self._take, step)
+        done.addErrback(self._not_clean)
         return done
+
+    @staticmethod
+    def _take(_: Any, step: Callable[[], Any]) -> Any:
+        return step()
+
+    @staticmethod
+    def _not_clean(failure: Failure) -> None:
+        log.failure("the stop was not clean", failure=failure)
 
     def _stop_listening(self) -> Deferred[Any]:
         ports, self.ports = self.ports, []
@@ -399,11 +419,6 @@ class Front(MultiService):
 
     def _in_thread(self, function: Any, *args: Any) -> Deferred[Any]:
         return deferToThreadPool(self.reactor, self._threads, function, *args)
-
-
-def count(counts: dict[str, int], key: str, number: int = 1) -> None:
-    """Adds to a counter whose keys come from a fixed set that grows as they are met."""
-    counts[key] = counts.get(key, 0) + number
 
 
 def reactor_wall() -> float:

@@ -22,5 +22,5 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Seconds of a clock that suits differences."""
 
-    def callLater(self, delay: float, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
+    def callLater(self, delay: float, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
         """Calls ``call`` after ``delay`` seconds."""

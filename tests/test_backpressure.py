@@ -82,7 +82,8 @@ class BackpressureTests(FrontTestCase):
         """Connects it."""
         super().setUp()
         self.pipe = Pipe(self.front.clock)
-        self.pipe.protocol = self.front.door.buildProtocol(self.pipe.getPeer())
+        door: Any = self.front.door
+        self.pipe.protocol = door.buildProtocol(self.pipe.getPeer())
         self.pipe.protocol.makeConnection(self.pipe)
 
     def send(self, data: bytes) -> None:

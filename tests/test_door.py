@@ -260,13 +260,13 @@ class HandOverTests(FrontTestCase):
 
     def test_transport_without_a_slot(self) -> None:
         """A transport that cannot be given another protocol is served all the same, to the end."""
-        door = self.front.door
+        door: Any = self.front.door
 
         class Keeper(Protocol):
             """Holds the door where the door does not look."""
 
             def connectionMade(self) -> None:
-                self.kept: Any = door.buildProtocol(None)
+                self.kept = door.buildProtocol(None)
                 self.kept.makeConnection(self.transport)
 
             def dataReceived(self, data: bytes) -> None:

@@ -23,6 +23,7 @@ class Connections:
         self.workers: dict[str, str] = {}
         self.clients: dict[str, str] = {}
         self.kept: dict[str, list[bytes]] = {}
+        self.here: list[tuple[str, int]] = []
         self.got: list[tuple[str, bytes]] = []
         self.told: list[tuple[str, str, str, str | None]] = []
         self.moved: list[tuple[str, int, str]] = []
@@ -52,6 +53,9 @@ class Connections:
         self.moved.append((client, at_ms, front))
         payloads = self.kept.pop(client, None)
         return None if payloads is None else ("w0", ["w0", "w1"], payloads)
+
+    def arrivals(self, since_ms):
+        return [(client, at_ms) for client, at_ms in self.here if at_ms >= since_ms]
 
     def inherited(self, client, assigned, talked, payloads):
         self.inherit.append((client, assigned, tuple(talked), tuple(payloads)))
@@ -222,14 +226,25 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual(fronts.local["a"].told, [("c1", "w1", "busy", "r1")])
 
     def test_link_down(self):
-        """Messages would be sent into a link that is gone, and refusals never come."""
+        """Messages would be sent into a link that is gone, or the way be lost with every break of the link."""
         fronts = Fronts()
         fronts.client("c1", "a")
         fronts.worker("w1", "b")
         fronts.offer("c1", "a", "w1")
-        fronts.exchange["b"].link_down("a")
-        self.assertEqual(len(fronts.exchange["b"]), 0)
+        fronts.exchange["b"].link_down("a", 20_000)
+        fronts.cut.add(frozenset("ab"))
         self.assertEqual(fronts.answer("w1", "b", "c1"), "unknown")
+        fronts.cut.clear()
+        fronts.exchange["b"].link_up("a")
+        self.assertEqual(fronts.answer("w1", "b", "c1"), "sent")
+
+    def test_arrivals_while_cut_off(self):
+        """A client that changed fronts while there was no link would have two connections for good."""
+        fronts = Fronts()
+        fronts.exchange["b"].link_down("a", 20_000)
+        fronts.local["b"].here = [("old", 9_999), ("new", 10_000)]
+        fronts.exchange["b"].link_up("a")
+        self.assertEqual([decode(payload) for _, _, payload in fronts.wire], [Arrived("client", "new", 10_000)])
 
 
 class CircleTests(SynchronousTestCase):

@@ -70,7 +70,7 @@ class SyncTests(MemberTestCase):
         one, other, _ = cluster.fronts.values()
         one.join(WorkerRow("w", capacity=10))
         cluster.run(0.05)
-        one.say(one.roster.status("w", 10, False))
+        one.registry.worker_status("w", 10, False)
         cluster.run(0.05)
         self.assertEqual(self.state(other, "w"), ("full", (one.name,)))
         one.leave("w")
@@ -264,11 +264,17 @@ class DutyTests(MemberTestCase):
         front = self.followers(cluster)[0]
         front.join(WorkerRow("w"))
         front.join(WorkerRow("full", capacity=5))
-        front.say(front.roster.status("full", 5, False))
+        front.registry.worker_status("full", 5, False)
         cluster.run(0.2)
         lost: list[str] = []
         apply_all = front.pool.apply_all
-        front.pool.apply_all = lambda rows: lost.extend(apply_all(rows))
+
+        def apply(rows):
+            gone = apply_all(rows)
+            lost.extend(gone)
+            return gone
+
+        front.pool.apply_all = apply
         cluster.network.cut([front.name], cluster.names)
         cluster.run(RETIRE_S + 2)
         leader = self.leader(cluster)

@@ -228,6 +228,7 @@ class WorkerHelloTests(BenchTestCase):
             self.assertIs(bench.board.workers["w1"], second)
             self.assertIs(bench.registrar.held["w1"], second.claim)
             self.assertEqual((kinds(first.sent), kinds(second.sent)), (["challenge"], ["challenge", "welcome"]))
+            self.assertEqual(bench.board.connections(), [second])
             bench.board.closed(first, bench.now)
             bench.board.closed(second, bench.now)
             self.assertEqual((bench.registrar.held, dict(bench.board.workers)), ({}, {}))

@@ -79,6 +79,7 @@ class AdmissionTests(ProtocolTestCase):
             self.assertClosed(peer, Close.NOT_ALLOWED)
         self.assertEqual(self.bench.origins[:2], ["http://evil.example", "null"])
         self.assertEqual(self.bench.counters.refused["origin"], 5)
+        self.assertEqual(self.bench.inside, [])
         self.bench.origin_permitted = True
         for origin in ("null", "http://front.example:8080", "moz-extension://abc"):
             peer = self.peer()

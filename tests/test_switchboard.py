@@ -135,11 +135,14 @@ class RuleTests(BenchTestCase):
     def test_ten_bad_messages_in_a_row(self) -> None:
         """Without it a broken client would send rubbish for ever, or a good one be closed for a slip now and then."""
         wire = self.bench.client()
-        for _ in range(3):
+        for count in range(4):
             for number in range(BAD_MESSAGES - 1):
                 payload = [b"{", b'{"type":"nope"}', b'{"type":"offer","to":"w1"}', b"\xff"][number % 4]
                 self.assertEqual(wire.says(payload)["type"], "error")
-            self.assertError(wire.says(type="bye", to="w9"), "unknown-target", to="w9")
+            if count % 2:
+                self.assertError(wire.says(type="bye", to="w9"), "unknown-target", to="w9")
+            else:
+                self.assertEqual(wire.says(type="connected", to="w9"), {})
         for _ in range(BAD_MESSAGES - 1):
             wire.says(b"{")
         self.assertIsNone(wire.code)
@@ -190,6 +193,16 @@ class RuleTests(BenchTestCase):
             wire.says(type="assign")
         self.assertEqual((wire.code, wire.late), (Close.RATE_LIMITED, []))
         self.assertEqual(self.bench.counters.closes["4429"], 1)
+
+    def test_a_little_over_the_rate(self) -> None:
+        """Without it a client that is busy for minutes would be closed, where dropping some of it is enough."""
+        wire = self.bench.limited(self.bench.client())
+        for _ in range(60):
+            self.bench.now += 1.0
+            for _ in range(int(MESSAGE_RATE * 1.5)):
+                wire.says(type="connected", to="w1")
+        self.assertGreater(len(wire.sent), OVER_RATE * 5)
+        self.assertIsNone(wire.code)
 
     def test_exempt_from_the_rate(self) -> None:
         """Without it the processes on the front's own machine would be limited."""

@@ -29,6 +29,8 @@ class WorkersFileTests(SynchronousTestCase):
             (b'{"w": {"capacity": "9"}}', "capacity"),
             (b'{"w": {"region": "a\\nb"}}', "region"),
             (b'{"w": {"capaciti": 9}}', "capaciti"),
+            (b'{"w": {"region": "us\\n"}}', "region"),
+            (b'{"w": {"region": "\\ud800"}}', "region"),
             (b'{"w": {}, "w": {}}', "twice"),
             (b"[" * 100_000, "not JSON"),
             (b'{"w": "\xff"}', "not JSON"),

@@ -9,7 +9,7 @@ A front that is only on the way forgets its way back as a refusal takes it, so r
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 from msgspec.structs import replace
@@ -18,6 +18,8 @@ from kollator.cluster.wire import Arrived, Frame, Kept, ToClient, ToWorker, Unde
 
 ROUTES = 100_000
 """The most clients of other fronts that the way to is remembered of; who was heard longest ago is forgotten first."""
+UNNOTICED_MS = 10_000
+"""A link may have been dead for so long, in milliseconds, when it is found to be."""
 HOPS = 2
 """A message may take a detour over one front, where two cannot reach each other."""
 
@@ -43,6 +45,9 @@ class Local(Protocol):
         the front with the higher id has the newer one), and gives out what was remembered: assigned worker, workers
         talked to, kept messages. None when nothing was, or the connection here is the newer one.
         """
+
+    def arrivals(self, since_ms: int) -> Iterable[tuple[str, int]]:
+        """The clients that are connected here and came with a ticket at that time or later, each with its time."""
 
     def inherited(self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes]) -> None:
         """What another front remembered of a client that is here now."""
@@ -70,6 +75,7 @@ class Exchange:
         self._up = up
         self._fronts_of = fronts_of
         self._routes: OrderedDict[str, str] = OrderedDict()  # the way to a client
+        self._down_at_ms: dict[str, int] = {}
         self._returns: OrderedDict[str, str] = OrderedDict()  # the way to a worker whose message was passed on
 
     def __len__(self) -> int:
@@ -121,11 +127,17 @@ class Exchange:
             return False
         return True
 
-    def link_down(self, peer: str) -> None:
-        """The link is gone: what was learned over it is, too."""
-        for table in (self._routes, self._returns):
-            for name in [name for name, way in table.items() if way == peer]:
-                del table[name]
+    def link_up(self, peer: str) -> None:
+        """There is a link: the front at its other end has not heard who came here while there was none."""
+        since_ms = self._down_at_ms.pop(peer, 0)
+        for client, at_ms in self._local.arrivals(since_ms):
+            self._send(peer, Arrived("client", client, at_ms))
+
+    def link_down(self, peer: str, now_ms: int) -> None:
+        """The link is gone, now (Unix milliseconds). The ways over it are remembered: most clients stay where they
+        are when a link breaks, and a worker that speaks first after it is made anew must find them.
+        """
+        self._down_at_ms[peer] = now_ms - UNNOTICED_MS
 
     # -- the ways -----------------------------------------------------------------------------------------------------
 
@@ -135,10 +147,7 @@ class Exchange:
 
     def _towards_client(self, frame: ToClient, came_by: str | None) -> Outcome:
         way = self._routes.get(frame.client)
-        outcome = self._pass_on(frame, [way], came_by, detour=False) if way not in (None, came_by) else "unknown"
-        if outcome == "unknown":
-            self._routes.pop(frame.client, None)
-        return outcome
+        return self._pass_on(frame, [way], came_by, detour=False) if way not in (None, came_by) else "unknown"
 
     def _pass_on(
         self, frame: ToWorker | ToClient, fronts: Sequence[str | None], came_by: str | None, detour: bool = True

@@ -35,7 +35,7 @@ class Cluster(MultiService):
     """The cluster as the front ``own`` is in it.
 
     ``local`` are this front's connections. ``apply`` takes rows of others to the pool, ``restate`` and
-    ``reincarnated`` are ``Member``'s. ``uniform`` draws a number between two others.
+    ``reincarnated`` are ``Member``'s. ``uniform`` draws a number between two others, ``wall`` gives Unix seconds.
     """
 
     def __init__(
@@ -53,12 +53,14 @@ class Cluster(MultiService):
         restate: Callable[[AttachmentRow], object],
         reincarnated: Callable[[FrontRow], object],
         uniform: Callable[[float, float], float],
+        wall: Callable[[], float],
         loop_failed: Callable[[str], object],
         rows_refused: Callable[[str, int], object] = lambda reason, count: None,
     ) -> None:
         super().__init__()
         self.links = links
         self._clock = clock
+        self._wall = wall
         term, voted_for = store.vote()
         election = Election(
             settings.node_id,
@@ -98,11 +100,12 @@ class Cluster(MultiService):
     def established(self, peer: str) -> None:
         """There is a link to ``peer``."""
         self.member.link_up(peer)
+        self.exchange.link_up(peer)
 
     def lost(self, peer: str) -> None:
         """There is none any more."""
         self.member.link_down(peer)
-        self.exchange.link_down(peer)
+        self.exchange.link_down(peer, int(self._wall() * 1000))
 
     def received(self, peer: str, frame: Frame) -> None:
         """A frame came over the link to ``peer``."""

@@ -30,7 +30,22 @@ ones.
 BOOTSTRAPS = ("assigned", "no-workers", "bad-request", "rate-limited", OTHER)
 ASSIGNMENTS = ("ring", "pinned", "pin-fallback", "other-region", "overflow", "no-workers", OTHER)
 WORKERS_LOST = ("closed", "ping", "replaced", OTHER)
-LOOPS = ("health", "hello", "keepalive", "mailboxes", "sync", "election", OTHER)
+LOOPS = ("health", "hello", "keepalive", "mailboxes", "database", "pool", "election", OTHER)
+ROWS_REFUSED = (
+    "unknown table",
+    "unknown column",
+    "unknown site",
+    "bad key",
+    "bad value",
+    "bad cl",
+    "bad col_version",
+    "bad db_version",
+    "bad seq",
+    "bad site_id",
+    "refused by cr-sqlite",
+    OTHER,
+)
+"""Why a change of another front was left out."""
 ROUTES = (
     "/",
     "/static",
@@ -43,9 +58,12 @@ ROUTES = (
     "/bootstrap",
     "/metrics",
     "/schema.json",
+    "/favicon.ico",
+    "/signaling",
+    "/worker-sync",
     OTHER,
 )
-STATUSES = (200, 304, 400, 403, 404, 405, 413, 429, 500, 503)
+STATUSES = (200, 204, 304, 400, 403, 404, 405, 408, 413, 414, 426, 429, 431, 500, 503)
 MAX_PEERS = 256
 """So many label values at most for a gauge; a cluster is far smaller."""
 LONGEST_HANDOFF_S = 600.0
@@ -103,8 +121,8 @@ class Counters:
         self.assignments: dict[str, int] = dict.fromkeys(ASSIGNMENTS, 0)
         self.workers_lost: dict[str, int] = dict.fromkeys(WORKERS_LOST, 0)
         self.loop_failures: dict[str, int] = dict.fromkeys(LOOPS, 0)
-        self.links_ended: dict[str, int] = {}
-        self.rows_refused: dict[str, int] = {}
+        self.links_ended: dict[str, int] = {OTHER: 0}
+        self.rows_refused: dict[str, int] = dict.fromkeys(ROWS_REFUSED, 0)
         self.responses: dict[tuple[str, str], int] = {}
 
     def refuse(self, reason: str) -> None:
@@ -121,9 +139,9 @@ class Counters:
         self.responses[key] = self.responses.get(key, 0) + 1
 
 
-def add(counts: dict[str, int], key: str) -> None:
-    """Add one under a key, or under "other" where there is no such key."""
-    counts[key if key in counts else OTHER] += 1
+def add(counts: dict[str, int], key: str, number: int = 1) -> None:
+    """Add under a key, or under "other" where there is no such key."""
+    counts[key if key in counts else OTHER] += number
 
 
 def _close_codes() -> list[str]:

@@ -24,7 +24,7 @@ class WorkersFileError(ValueError):
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """What is said of one worker; None: what it says itself counts. ``capacity`` is in sessions."""
 
-    region: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")] | None = None
+    region: Annotated[str, Meta(max_length=64, pattern=r"^[^\x00-\x1f\x7f\ud800-\udfff]*$(?!\n)")] | None = None
     capacity: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
 
 

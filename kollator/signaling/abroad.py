@@ -77,6 +77,14 @@ class Abroad:
             self._directory.remove_client(connection)
         return None if absent is None else (absent.assigned, absent.talked, absent.messages)
 
+    def arrivals(self, since_ms: int) -> list[tuple[str, int]]:
+        """The clients that are connected here and came with a ticket at that time or later, each with its time."""
+        return [
+            (client, connection.since_ms)
+            for client, connection in self._directory.clients.items()
+            if connection.since_ms and connection.since_ms >= since_ms
+        ]
+
     def inherited(self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes]) -> None:
         """What another front remembered of a client that is here now: it goes on as if it had always been here."""
         connection = self._directory.clients.get(client)

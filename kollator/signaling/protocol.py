@@ -163,7 +163,6 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         """A connection is over."""
         self.gone(connection)
         if connection.admitted:
-            connection.admitted = False
             self._release(connection.address)
 
     def expire(self, hello_timeout_s: float) -> None:

@@ -109,7 +109,7 @@ class Reception:
             client = client_id(self._random_bytes(CLIENT_ID_RANDOM_BYTES))
         absent = self._directory.enter_client(connection, client, now)
         if absent is not None:
-            assigned = absent.assigned or assigned
+            assigned = absent.assigned  # newer than the ticket's
             connection.talked = absent.talked
             connection.region = absent.region
             self._tally.clients_returned += 1

@@ -179,3 +179,6 @@ class DoorFactory(Factory):
         for factory in self.upgrades.values():
             factory.doStop()
 
+    def buildProtocol(self, addr: Any) -> Any:
+        """A door for one accepted connection."""
+        return super().buildProtocol(addr)

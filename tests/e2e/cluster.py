@@ -222,9 +222,10 @@ class Cluster:
         self.ended: list[Front] = []
         self.proxies: Proxies | None = None
         self._way_ports: dict[tuple[str, str], int] = {}
-        self._certificate: tuple[Path, Path, Path] | None = None
+        self.certificate: tuple[Path, Path, Path] | None = None
+        """Key, certificate and trusted roots of the fronts that are started from now on."""
         if scheme == "tls":
-            self._certificate = write_certificate(new_folder())
+            self.certificate = write_certificate(new_folder())
         if scheme == "proxied":
             self.proxies = Proxies()
             for way in itertools.permutations(names, 2):
@@ -235,17 +236,17 @@ class Cluster:
         port = self._peer_ports[dialled]
         if self.scheme == "worker-sync":
             return f"ws://127.0.0.1:{self.ports[dialled]}/worker-sync"
-        if self._certificate:
+        if self.certificate:
             host = "localhost" if dialled == self.names[0] else "127.0.0.1"
-            return f"tls:{host}:{port}:trustRoots={self._certificate[2]}"
+            return f"tls:{host}:{port}:trustRoots={self.certificate[2]}"
         return f"tcp:127.0.0.1:{self._way_ports.get((dialler, dialled), port)}"
 
     def start(self, *names: str) -> None:
         """Starts fronts, or starts them again; all of them unless told. Returns when they answer."""
         for name in names or self.names:
             listen = f"tcp:{self._peer_ports[name]}:interface=127.0.0.1"
-            if self._certificate:
-                key, certificate, _ = self._certificate
+            if self.certificate:
+                key, certificate, _ = self.certificate
                 listen = f"ssl{listen.removeprefix('tcp')}:privateKey={key}:certKey={certificate}"
             self.fronts[name] = Front({
                 **self._settings, "NODE_ID": name, "PORT": str(self.ports[name]), "CLUSTER_KEY": CLUSTER_KEY,
@@ -283,6 +284,10 @@ class Cluster:
         assert not any(statuses), (statuses, "\n\n".join(front.log for front in fronts))
         for front in (*self.ended, *fronts):
             front.assert_log_clean()
+
+    def until_logged(self, name: str, text: str) -> None:
+        """Waits until a front's log has ``text``."""
+        until(lambda: text in self.fronts[name].log, lambda: f"{text!r} in the log of {name}\n{self.told()}")
 
     # -- what the fronts tell -----------------------------------------------------------------------------------------
 

@@ -8,8 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tests.e2e.cluster import LIMIT_S, ClusterTestCase, Scheme, until
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.e2e.cluster import LIMIT_S, Cluster, ClusterTestCase, Scheme, until, write_certificate
 from tests.e2e.contract_client import Client, ask
+from tests.e2e.processes import new_folder
 
 AT_ONCE_S = 2.0
 """An answer that waits for no time-out, on a machine that does other things as well."""
@@ -66,12 +69,17 @@ class AcrossFrontsTests(ClusterTestCase):
         self.assertEqual(first.close_code(), 4409)
         self.assert_signaling(second, worker)
         self._dropped("b", second)
+        kept = self._kept("b")
         worker.send(type="answer", to=second.id, sdp="kept")
-        worker.synchronise()
+        until(lambda: self._kept("b") == kept + 1, self.cluster.told)
         third = self.client("a", second.ticket)
         self.assertEqual(third.id, first.id)
         third.expect("answer", **{"from": self.w1, "sdp": "kept"})
         self.assert_signaling(third, worker)
+
+    def _kept(self, name: str) -> float:
+        lines = ask(self.cluster.ports[name], "GET", "/metrics").body.decode().splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("kollator_messages_kept_total"))
 
     def _dropped(self, name: str, client: Client) -> None:
         client.abort()
@@ -193,6 +201,44 @@ class FailureTests(ClusterTestCase):
         self.cluster.whole()
         self.assert_signaling(client, worker)
 
+    def test_worker_speaks_first_after_a_cut(self) -> None:
+        """A link that was away for a moment must not leave workers unable to reach clients that never went away."""
+        proxies = self.cluster.proxies
+        assert proxies is not None
+        worker, client = self.worker("c", self.w1), self.client("a")
+        self.cluster.until_state(self.w1, "up")
+        self.assert_signaling(client, worker)
+        proxies.cut("a", "c")
+        self.addCleanup(proxies.heal)
+        until(lambda: self._seen("c", "a")["state"] == "unreachable", self.cluster.told)
+        proxies.heal()
+        self.cluster.whole()
+        worker.send(type="answer", to=client.id, sdp="again")
+        client.expect("answer", **{"from": self.w1, "sdp": "again"})
+
+    def test_client_leaves_a_hidden_front(self) -> None:
+        """A client that flees a front which nobody reaches must be replaced there later, or it loses its messages."""
+        proxies = self.cluster.proxies
+        assert proxies is not None
+        hidden, refuge = "a", "b"
+        worker, client = self.worker(hidden, self.w1), self.client(hidden)
+        self.cluster.until_state(self.w1, "up")
+        self.assert_signaling(client, worker)
+        proxies.silence(hidden)
+        self.addCleanup(proxies.heal)
+        until(lambda: self._seen(refuge, hidden)["state"] in ("unreachable", "retired"), self.cluster.told)
+        moved = self.client(refuge, client.ticket)
+        self.assertEqual(moved.id, client.id)
+        proxies.heal()
+        self.cluster.whole()
+        self.cluster.until_state(self.w1, "up")
+        self.assertEqual(client.close_code(), 4409)
+        worker.send(type="answer", to=client.id, sdp="after all")
+        got = moved.receive()
+        if got["type"] == "worker-lost":  # to its new front the worker may have been gone until now
+            got = moved.receive()
+        self.assertEqual(got, {"type": "answer", "from": self.w1, "sdp": "after all"})
+
     def _seen(self, by: str, name: str) -> dict[str, object]:
         return next(entry for entry in self.cluster.health(by)["cluster"] if entry["node"] == name)
 
@@ -236,3 +282,21 @@ class TLSLinkTests(ClusterTestCase):
         self.cluster.until_state(self.w2, "up")
         self.assert_signaling(self.client("a"), worker)
         self.assert_signaling(self.client("b"), other)
+
+
+class TLSStrangerTests(SynchronousTestCase):
+    """Two fronts that do not trust each other's certificates."""
+
+    def test_foreign_certificate(self) -> None:
+        """A front must not take for its peer who cannot show a certificate that it trusts, and must say so."""
+        cluster = Cluster("ab", "tls")
+        self.addCleanup(cluster.stop)
+        cluster.start("a")
+        cluster.certificate = write_certificate(new_folder())
+        cluster.start("b")
+        for name, other in ("ab", "ba"):
+            cluster.until_logged(name, f"{other} cannot be linked at tls:")
+            cluster.until_logged(name, "certificate verify failed")
+            states = {entry["node"]: entry["state"] for entry in cluster.health(name)["cluster"]}
+            self.assertEqual(states[other], "unreachable")
+            self.assertNotIn(f"linked to {other}", cluster.fronts[name].log)

@@ -54,7 +54,8 @@ class Cluster:
         """Up to here two leaders in a term are nobody's fault: a front's vote was wiped from its disk."""
         self.crash_at_disk = 0.0
         self.converged_after_s = 0.0
-        self.acks = 0
+        self.failure: Broken | None = None
+        """The first invariant that did not hold: who raises it may be in the middle of a Deferred, which eats it."""
         self._verbose = verbose
         self._trace: deque[tuple[Any, ...]] = deque(maxlen=TRACE_LINES)
         self._clocks = {
@@ -113,6 +114,8 @@ class Cluster:
         end = self.world.now + seconds
         while self.world.now < end:
             self.world.run(min(end, self.world.now + LOOK_S))
+            if self.failure is not None:
+                raise self.failure
             for front in self.fronts.values():
                 self._check_bounds(front)
 
@@ -245,7 +248,6 @@ class Cluster:
             self.note(one, "to", other, frame)
         store = self.fronts[one].store
         if isinstance(frame, Ack):
-            self.acks += 1
             stored = store.cursor_of(other)
             if stored.epoch != frame.cursor.epoch or stored.db_version < frame.cursor.db_version:
                 raise self.broken(f"{one} acknowledges {frame.cursor} to {other} and has stored {stored}")
@@ -311,7 +313,8 @@ class Cluster:
         """What to raise when something does not hold."""
         lines = [f"{when:9.4f} " + " ".join(str(word)[:400] for word in words) for when, *words in self._trace]
         lines.append(f"seed {self.seed}, {len(self.names)} fronts, {self.world.now:.4f} s: {what}")
-        return Broken("\n".join(lines))
+        self.failure = self.failure or Broken("\n".join(lines))
+        return self.failure
 
     def close(self) -> None:
         """End it."""

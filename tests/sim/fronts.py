@@ -1,23 +1,19 @@
-"""One front of the simulation: the real parts of a front's cluster side, and the glue between them.
-
-The glue is what ``front.py`` and the registry do: a worker's news becomes rows of the roster, the writer stores
-them, ``committed`` sends them, and what other fronts wrote goes to the pool.
-"""
+"""One front of the simulation: the real parts of a front that are about its rows, wired together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import Any
-
-from twisted.internet.defer import Deferred
 
 from kollator.cluster.election import Election, Quorum
 from kollator.cluster.member import Member
 from kollator.cluster.wire import Frame, Summary
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
-from kollator.state.rows import AttachmentRow, FrontRow, Row, WorkerRow
+from kollator.registry import Registry
+from kollator.signaling.connection import Claim
+from kollator.state.rows import AttachmentRow, PinRow, Row, WorkerRow
 from kollator.state.store import Store
 from kollator.state.writer import Writer
 from tests.sim.disk import Disk
@@ -65,8 +61,16 @@ class Front:
         self.pool = Pool(replicas=REPLICAS)
         self.pool.apply_all(self.store.rows())
         self.roster = Roster(name, own.incarnation)
-        self.held: dict[str, WorkerRow] = {}
-        self.writer = Writer(self.store, self._write, clock)
+        self.held: dict[str, Claim] = {}
+        self.writer = Writer(self.store, self.disk.in_store, clock)
+        self.registry = Registry(
+            self.pool,
+            self.roster,
+            self.writer,
+            lost=lambda workers: None,
+            joined=lambda worker: None,
+            left=lambda worker, politely: None,
+        )
         term, voted_for = self.store.vote()
         election = Election(
             name,
@@ -89,12 +93,13 @@ class Front:
             in_store=self.disk.in_store,
             send=lambda peer, frame: network.send(name, peer, frame),
             cut_all=lambda: network.cut_all(name),
-            apply=self.pool.apply_all,
-            restate=self._restate,
-            reincarnated=self._reincarnated,
+            apply=self.registry.merged,
+            restate=self.registry.restate,
+            reincarnated=self.registry.reincarnated,
             retire_after_s=RETIRE_S,
             changed=lambda: changed(self),
         )
+        self.writer.committed = self._committed
         self.later(rng.uniform(0, TICK_S), self._tick)
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -147,61 +152,27 @@ class Front:
 
     # -- rows ---------------------------------------------------------------------------------------------------------
 
-    def _write(self, call: Callable[..., Any], batch: dict[Any, Row]) -> Deferred[Any]:
-        def written(result: Any) -> Any:
-            if self.alive:
-                # Rows that others write too go to the pool in the order of the store, and in no other.
-                self.pool.apply_all([row for row in batch.values() if not isinstance(row, AttachmentRow)])
-                self.member.committed(batch.values())
-            return result
-
-        return self.disk.in_store(call, batch).addCallback(written)
-
-    def say(self, rows: Sequence[Row]) -> None:
-        """Rows of this front: to the pool at once, and to the disk."""
-        if rows:
-            self.pool.apply_all(rows)
-            self.writer.write(rows).addErrback(lambda failure: None)
+    def _committed(self, rows: Collection[Row]) -> None:
+        # Rows that others write too go to the pool in the order of the store, whoever waits for them or not.
+        self.pool.apply_all([row for row in rows if not isinstance(row, AttachmentRow)])
+        self.member.committed(rows)
 
     def join(self, worker: WorkerRow) -> None:
         """A worker registers: it counts when it is on disk."""
-        self.held[worker.id] = worker
-        self.writer.write(self.roster.joined(worker, worker)).addCallbacks(
-            lambda _: self.pool.apply_all(self.roster.rows(worker.id)[1:]),
-            lambda failure: self._leave(worker),
-        )
+        claim = self.held[worker.id] = Claim(worker.id, worker.region, worker.capacity, worker.address, "")
+
+        def done(stored: bool) -> None:
+            if not stored and self.held.get(worker.id) is claim:
+                del self.held[worker.id]
+
+        self.registry.worker_joined(claim, done)
 
     def leave(self, worker: str) -> None:
         """Its connection is gone."""
-        if worker in self.held:
-            self._leave(self.held[worker])
+        claim = self.held.pop(worker, None)
+        if claim is not None:
+            self.registry.worker_left(claim)
 
-    def _leave(self, worker: WorkerRow) -> None:
-        if self.alive and self.held.get(worker.id) is worker:
-            del self.held[worker.id]
-            self.say(self.roster.left(worker.id, worker))
-
-    def _restate(self, row: AttachmentRow) -> None:
-        true = next((own for own in self.roster.rows(row.worker) if isinstance(own, AttachmentRow)), None)
-        if true is None:
-            if row.state == "down" or row.incarnation < self.member.own.incarnation:
-                return
-            true = AttachmentRow(row.worker, self.name, self.member.own.incarnation, "down")
-        if row != true:
-            self.say([true])
-
-    def _reincarnated(self, own: FrontRow) -> None:
-        roster = Roster(self.name, own.incarnation)
-        rows: list[Row] = []
-        for worker in self.held.values():
-            rows += roster.joined(worker, worker)
-            state = next(row.state for row in self.roster.rows(worker.id) if isinstance(row, AttachmentRow))
-            if state == "full":
-                rows += roster.status(worker.id, worker.capacity, False)
-            elif state == "draining":
-                rows += roster.status(worker.id, 0, True)
-            elif state == "down":
-                rows += roster.unwell(worker.id)
-        self.roster = roster
-        self.pool.apply_all([own, *rows])
-        self.say(rows)
+    def pin(self, pin: PinRow) -> None:
+        """An operator ties a range to a worker."""
+        self.writer.write([pin]).addErrback(lambda failure: None)

@@ -71,6 +71,7 @@ class CanFailTests(SynchronousTestCase):
         with self.assertRaisesRegex(Broken, rf"(?s)starts.*seed \d+, {fronts} fronts.*{pattern}"):
             for seed in range(10):
                 weather.run(seed, fronts, 15)
+        self.flushLoggedErrors()
 
     def test_vote_that_is_not_stored(self):
         """A simulator that lets a front promise what it forgets proves nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.logger import LogEvent, globalLogPublisher
+
 from kollator.state.rows import PinRow, WorkerRow
 from tests.sim.cluster import Cluster
 from tests.sim.disk import FAST_S, SLOW_S
@@ -21,6 +23,12 @@ FAULTS = (
 def run(seed: int, size: int, steps: int = STEPS, *, verbose: bool = False) -> Cluster:
     """One run from its seed: trouble, then healing, then rest. Raises ``Broken``; returns the cluster, closed."""
     cluster = Cluster(seed, size, verbose=verbose)
+
+    def logged(event: LogEvent) -> None:
+        if event.get("log_failure") is not None:
+            cluster.broken(f"an error nobody expected: {event['log_failure'].getTraceback()[-1500:]}")
+
+    globalLogPublisher.addObserver(logged)  # type: ignore[arg-type]
     try:
         cluster.run(cluster.rng.choice((0.0, 2.0)))
         for _ in range(steps):
@@ -31,6 +39,7 @@ def run(seed: int, size: int, steps: int = STEPS, *, verbose: bool = False) -> C
         cluster.heal()
         cluster.rest()
     finally:
+        globalLogPublisher.removeObserver(logged)  # type: ignore[arg-type]
         cluster.close()
     return cluster
 
@@ -70,11 +79,13 @@ def _work(cluster: Cluster, what: str, front: Front) -> None:
     elif what == "status":
         for held in sorted(front.held):
             if rng.random() < 0.5:
-                front.say(front.roster.status(held, rng.choice((0, 1000)), rng.random() < 0.3))
+                front.registry.worker_status(held, rng.choice((0, 1000)), rng.random() < 0.3)
+            elif rng.random() < 0.5:
+                front.registry.worker_unwell(held, "no answer")
             else:
-                front.say(rng.choice((front.roster.unwell, front.roster.well))(held))
+                front.registry.worker_well(held)
     elif what == "pin":
-        front.say([PinRow(f"10.{rng.randrange(3)}.0.0/16", rng.choice(("", worker)), rng.choice(("", "eu")))])
+        front.pin(PinRow(f"10.{rng.randrange(3)}.0.0/16", rng.choice(("", worker)), rng.choice(("", "eu"))))
     else:
         for number in range(rng.choice((2, 10))):
             front.join(WorkerRow(f"w{worker}-{number}"))
