@@ -20,6 +20,7 @@ from kollator.guard.limits import Allowance
 from kollator.signaling.protocol import SignalingFactory
 from tests.switchboard_bench import MESSAGE_RATE, Bench
 
+HELLO = b'{"type":"hello","role":"client"}'
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 MASK = b"\x01\x02\x03\x04"
 HANDSHAKE_TIMEOUT_S = 5.0

@@ -93,6 +93,10 @@ class AbroadTests(BenchTestCase):
         """Without it a client would arrive here without its messages, and miss that its worker is gone."""
         client = self.bench.client()
         client.take()
-        self.abroad.inherited(client.id, "w1", ["w1"], [PAYLOAD])
+        self.abroad.inherited(client.id, "w1", ["w1"], [PAYLOAD], self.bench.now)
         self.assertEqual(kinds(client.take()), ["bye", "worker-lost"])
-        self.abroad.inherited("gone again", "w1", [], [PAYLOAD])
+        self.board.closed(client, self.bench.now)
+        self.abroad.inherited(client.id, "w1", [], [PAYLOAD], self.bench.now)
+        again = self.bench.client(self.bench.tickets.issue(client.id, self.bench.wall)[0])
+        self.assertEqual(kinds(again.sent), ["welcome", "bye"])
+        self.abroad.inherited("nobody", "w1", [], [PAYLOAD], self.bench.now)

@@ -57,7 +57,7 @@ class Connections:
     def arrivals(self, since_ms):
         return [(client, at_ms) for client, at_ms in self.here if at_ms >= since_ms]
 
-    def inherited(self, client, assigned, talked, payloads):
+    def inherited(self, client, assigned, talked, payloads, now):
         self.inherit.append((client, assigned, tuple(talked), tuple(payloads)))
 
 

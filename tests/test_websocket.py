@@ -10,6 +10,7 @@ from kollator.signaling.websocket import CLOSE_TIMEOUT_S, FRAMES
 from tests.signaling_bench import (
     BINARY,
     CLOSE,
+    HELLO,
     PING,
     PONG,
     TEXT,
@@ -18,8 +19,6 @@ from tests.signaling_bench import (
     text,
 )
 from tests.switchboard_bench import MESSAGE_RATE
-
-HELLO = b'{"type":"hello","role":"client"}'
 
 
 class FrameTests(SignalingTestCase):

@@ -6,6 +6,7 @@ from kollator.signaling.messages import Close
 from kollator.signaling.websocket import CLOSE_TIMEOUT_S, waiting_bytes
 from tests.signaling_bench import (
     CLOSE,
+    HELLO,
     PING,
     PONG,
     TEXT,
@@ -15,8 +16,6 @@ from tests.signaling_bench import (
     frame,
     text,
 )
-
-HELLO = b'{"type":"hello","role":"client"}'
 
 
 class CloseTests(SignalingTestCase):

@@ -14,14 +14,13 @@ from tests.signaling_bench import (
     CLOSE,
     HANDSHAKE_TIMEOUT_S,
     HEAD,
+    HELLO,
     TEXT,
     Peer,
     SignalingTestCase,
     frame,
     text,
 )
-
-HELLO = b'{"type":"hello","role":"client"}'
 
 
 class HandshakeTests(SignalingTestCase):

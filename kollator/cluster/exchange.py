@@ -49,7 +49,9 @@ class Local(Protocol):
     def arrivals(self, since_ms: int) -> Iterable[tuple[str, int]]:
         """The clients that are connected here and came with a ticket at that time or later, each with its time."""
 
-    def inherited(self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes]) -> None:
+    def inherited(
+        self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes], now: float
+    ) -> None:
         """What another front remembered of a client that is here now."""
 
 
@@ -122,7 +124,7 @@ class Exchange:
         elif isinstance(frame, Arrived):
             self._take_arrived(peer, frame, now)
         elif isinstance(frame, Kept):
-            self._local.inherited(frame.client, frame.assigned, frame.talked, frame.payloads)
+            self._local.inherited(frame.client, frame.assigned, frame.talked, frame.payloads, now)
         else:
             return False
         return True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import UNSET
 
-from kollator.signaling.connection import Connection
+from kollator.signaling.connection import Connection, Stage
 from kollator.signaling.decoding import Refused
 from kollator.signaling.directory import Directory
 from kollator.signaling.interfaces import Outcome
@@ -85,13 +85,18 @@ class Abroad:
             if connection.since_ms and connection.since_ms >= since_ms
         ]
 
-    def inherited(self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes]) -> None:
-        """What another front remembered of a client that is here now: it goes on as if it had always been here."""
+    def inherited(
+        self, client: str, assigned: str, talked: Sequence[str], payloads: Sequence[bytes], now: float
+    ) -> None:
+        """What another front remembered of a client that is here now: it goes on as if it had always been here.
+
+        One that has left again finds its messages when it comes back.
+        """
         connection = self._directory.clients.get(client)
-        if connection is None:
-            return
-        connection.assigned = connection.assigned or assigned
-        connection.talked = connection.talked or tuple(talked)
+        if connection is not None:
+            connection.assigned = connection.assigned or assigned
+            connection.talked = connection.talked or tuple(talked)
         for payload in payloads:
-            connection.send(payload)
-        self._welcomed(connection)
+            self.deliver_to_client(client, payload, now)
+        if connection is not None and connection.stage is Stage.CLIENT:
+            self._welcomed(connection)

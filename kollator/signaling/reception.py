@@ -124,7 +124,7 @@ class Reception:
                 if not connection.send(payload):  # cut off as too slow: they wait for its next connection
                     self._directory.mailboxes.keep(client, payload, now)
         self._welcomed(connection)
-        if hello.ticket:
+        if hello.ticket and connection.stage is Stage.CLIENT:  # else it was cut off meanwhile
             connection.since_ms = int(self._wall() * 1000)
             self._arrived(client, connection.since_ms)
 
