@@ -194,6 +194,7 @@ class Front(MultiService):
             write_buffer_bytes=settings.write_buffer_bytes,
             handshake_timeout_s=settings.header_timeout_s,
             refused=self.counters.refuse,
+            debug=logs.enabled(settings.debug, "kollator:signaling"),
         )
         self.monitor = HealthMonitor(
             HealthBook(settings.worker_health_timeout_s, settings.worker_health_interval_s),

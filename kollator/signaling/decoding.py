@@ -73,6 +73,17 @@ def addressed(payload: bytes) -> tuple[str | UnsetType, str | UnsetType]:
     return _short(envelope.ref), _short(envelope.to)
 
 
+def described(payload: bytes) -> str:
+    """A message for the debug log: its type, its target and its size, nothing of what it says."""
+    try:
+        envelope = _envelope.decode(payload)
+    except _PROBLEMS:
+        return f"{len(payload)} bytes that are no message"
+    kind = envelope.type if isinstance(envelope.type, str) and envelope.type in TYPES else "unknown"
+    to = _short(envelope.to)
+    return f"{kind} to {to!r}, {len(payload)} bytes" if isinstance(to, str) else f"{kind}, {len(payload)} bytes"
+
+
 def decode(payload: bytes) -> Received:
     """One received message from its JSON.
 

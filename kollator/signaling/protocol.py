@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from kollator.clock import Call, Clock
 from kollator.guard.limits import Allowance
 from kollator.signaling.connection import Connection, Stage
+from kollator.signaling.decoding import described
 from kollator.signaling.messages import SUBPROTOCOL, Close
 from kollator.signaling.switchboard import Switchboard
 from kollator.signaling.websocket import CLOSE_TIMEOUT_S, PeerLog, TextSocket
@@ -49,6 +50,8 @@ class SignalingProtocol(TextSocket, Connection):  # type: ignore[misc]
     def received(self, text: bytes) -> None:
         """The switchboard's affair."""
         factory = self.factory
+        if factory.debug:
+            log.debug("from {id!r} at {address}: {what}", id=self.id, address=self.address, what=described(text))
         try:
             factory.switchboard.receive(self, text, factory.clock.seconds())
         except Exception:
@@ -93,7 +96,8 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     ``address_of`` and ``origin_permitted`` read the handshake's headers, ``admit`` and ``release`` count
     connections for an IP address (``admit`` returns why not, or None), ``allowance_of`` gives the message rate for
-    an address (None: any). ``refused`` takes the reason why a connection was turned away.
+    an address (None: any). ``refused`` takes the reason why a connection was turned away. With
+    ``debug`` each message is a debug event, by its type, target and size.
     """
 
     protocol: Any = SignalingProtocol
@@ -113,6 +117,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         write_buffer_bytes: int,
         handshake_timeout_s: float,
         refused: Callable[[str], None] = lambda reason: None,
+        debug: bool = False,
     ) -> None:
         super().__init__(protocols=[SUBPROTOCOL], server="", reactor=reactor)
         self._batched_timer = Timer(reactor)
@@ -129,6 +134,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.address_of = address_of
         self.origin_permitted = origin_permitted
         self.refused = refused
+        self.debug = debug
         self.write_buffer_bytes = write_buffer_bytes
         self.waiting = switchboard.waiting
         self.pong: Callable[[SignalingProtocol, bytes], None] = lambda connection, payload: None
