@@ -233,10 +233,23 @@ class RefusalTests(SynchronousTestCase):
         fronts.offer("c1", "a", "w1")
         fronts.exchange["b"].link_down("a", 20_000)
         fronts.cut.add(frozenset("ab"))
-        self.assertEqual(fronts.answer("w1", "b", "c1"), "unknown")
+        fronts.answer("w1", "b", "c1")  # by way of a third, which does not know the client either
+        self.assertEqual([told[:3] for told in fronts.local["b"].told], [("w1", "c1", "unknown")])
         fronts.cut.clear()
         fronts.exchange["b"].link_up("a")
         self.assertEqual(fronts.answer("w1", "b", "c1"), "sent")
+
+    def test_detour_to_a_client(self):
+        """A worker that speaks first while a link is cut would not reach a client that a third front can reach."""
+        fronts = Fronts()
+        fronts.client("c1", "a")
+        fronts.worker("w1", "b")
+        fronts.worker("w3", "c")
+        fronts.offer("c1", "a", "w1")
+        fronts.offer("c1", "a", "w3")
+        fronts.cut.add(frozenset("ab"))
+        self.assertEqual(fronts.answer("w1", "b", "c1"), "sent")
+        self.assertEqual([target for target, _ in fronts.local["a"].got], ["c1"])
 
     def test_arrivals_while_cut_off(self):
         """A client that changed fronts while there was no link would have two connections for good."""

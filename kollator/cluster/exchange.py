@@ -149,10 +149,10 @@ class Exchange:
 
     def _towards_client(self, frame: ToClient, came_by: str | None) -> Outcome:
         way = self._routes.get(frame.client)
-        return self._pass_on(frame, [way], came_by, detour=False) if way not in (None, came_by) else "unknown"
+        return self._pass_on(frame, [way], came_by) if way is not None and way != came_by else "unknown"
 
     def _pass_on(
-        self, frame: ToWorker | ToClient, fronts: Sequence[str | None], came_by: str | None, detour: bool = True
+        self, frame: ToWorker | ToClient, fronts: Sequence[str], came_by: str | None
     ) -> Outcome:
         if not fronts:
             return "unknown"
@@ -162,10 +162,10 @@ class Exchange:
             return "unknown"
         up = self._up()
         direct = [front for front in fronts if front in up]
-        if not direct and detour and frame.hops + 1 < HOPS:
+        if not direct and frame.hops + 1 < HOPS:
             direct = [peer for peer in up if peer != came_by]
         for front in direct:
-            if front is not None and self._send(front, frame):
+            if self._send(front, frame):
                 return "sent"
         return "busy" if direct else "unknown"
 
