@@ -10,7 +10,7 @@ from tests.sim.disk import FAST_S, SLOW_S
 from tests.sim.fronts import Front
 from tests.sim.network import FAIR_S
 
-STEPS = 40
+STEPS = 30
 WORKERS = 8
 WORK = ("join", "join", "join", "leave", "status", "status", "pin", "burst")
 FAULTS = (
