@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from twisted.application.service import MultiService
@@ -43,6 +43,7 @@ from kollator.signaling.protocol import SignalingFactory, SignalingProtocol
 from kollator.signaling.switchboard import Switchboard
 from kollator.starting import StartError, cannot_listen, one_line, own_ticket_key, read_workers_file
 from kollator.state.errors import StoreError
+from kollator.state.rows import Row
 from kollator.state.store import Store
 from kollator.state.writer import Writer
 from kollator.views import FrontViews, Gate, Standing
@@ -225,7 +226,11 @@ class Front(MultiService):
         )
         self.cluster.setServiceParent(self)
         self.switchboard.elsewhere = self.cluster.exchange
-        writer.committed = self.cluster.member.committed
+        writer.committed = self._committed
+        try:
+            self.cluster.member.lead_alone()
+        except StoreError as error:
+            raise StartError(str(error)) from None
         self._add_loops()
         self._open_doors()
         if settings.demo_worker:
@@ -361,6 +366,10 @@ class Front(MultiService):
         if self.drain.draining:
             return "draining"
         return "no-database" if self.writer.problem is not None else None
+
+    def _committed(self, rows: Collection[Row]) -> None:
+        self.registry.committed(rows)
+        self.cluster.member.committed(rows)
 
     def _ping(self, worker: str, number: int) -> None:
         connection = self.switchboard.workers.get(worker)

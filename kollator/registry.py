@@ -6,7 +6,7 @@ worker worse counts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -108,8 +108,12 @@ class Registry:
     def restate(self, row: AttachmentRow) -> None:
         """A merge has put this into the store about a worker of this front: it is written what is true."""
         truth = self.roster.truth(row.worker)
-        if truth != row:
+        if truth != row and (row.worker in self.roster or row.state != "down"):
             self._commit([truth], "other")
+
+    def committed(self, rows: Iterable[Row]) -> None:
+        """Rows of this front were stored. A worker's own row counts from then on, whoever else holds the worker."""
+        self._apply([row for row in rows if not isinstance(row, AttachmentRow)], "other")
 
     def reincarnated(self, row: FrontRow) -> None:
         """This front has begun a new life, whose row is stored: all that it holds moves over, as one change."""

@@ -139,6 +139,18 @@ class Member:
             changed=self._stand,
         )
 
+    def lead_alone(self) -> None:
+        """A front without peers leads at once, not a moment later. To be called before anything else is.
+
+        The store is called directly: nothing waits for it yet. Raises ``StoreError``.
+        """
+        if len(self.election.members) == 1:
+            ready = self.election.tick(self._clock.seconds())
+            if ready.persist is not None:
+                self._store.save_vote(*ready.persist)
+            self._stand(Standing(self.election.role, self.election.term, self.election.leader))
+            self._do_duties(self._clock.seconds())
+
     # -- what the links tell ------------------------------------------------------------------------------------------
 
     def link_up(self, peer: str) -> None:
@@ -210,13 +222,13 @@ class Member:
         """All other members, as this front sees them."""
         states = []
         for node in sorted(self.election.members - {self.node}):
-            if node in self._sync:
-                lag_s = self._sync.lag_s(node)
-                state = "leader" if self.standing.leader == node else "follower"
-                states.append(PeerState(node, state, None if lag_s is None else round(lag_s * 1000, 3)))
-            else:
-                retired = self._pool.front(node) is not None and not self._pool.is_alive(node)
+            retired = self._pool.front(node) is not None and not self._pool.is_alive(node)
+            if retired or node not in self._sync:
                 states.append(PeerState(node, "retired" if retired else "unreachable", None))
+                continue
+            lag_s = self._sync.lag_s(node)
+            state = "leader" if self.standing.leader == node else "follower"
+            states.append(PeerState(node, state, None if lag_s is None else round(lag_s * 1000, 3)))
         return states
 
     def settled(self) -> bool:
