@@ -168,7 +168,7 @@ class Pull(Struct, frozen=True, array_like=True, tag="pull"):
     """Asks for the receiver's log from a place on.
 
     ``site`` is the asking database's id. What that database wrote itself may be left out only when
-    ``without_own``: it may have lost it. Pushes to it leave it out.
+    ``without_own``: it may have lost it. Fronts of this version leave nothing out.
     """
 
     after: Cursor

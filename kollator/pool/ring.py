@@ -6,7 +6,9 @@ what was there before shows in any answer.
 
 Points are 64-bit integers, the position in the high 44 bits and the worker's index in the low 20, so they fit
 ``array('Q')`` at 8 bytes each. They lie in buckets cut by the top bits of the position, which is why adding a
-worker costs its own points only. With 1.5 million points two workers meet on one of 2^44 positions once in
+worker costs its own points only; a bucket takes new ones unsorted and sorts them in when it is looked at, or when
+they are many. Buckets are split and merged one at a time (linear hashing, Litwin 1980), so that no change is much
+dearer than any other. With 1.5 million points two workers meet on one of 2^44 positions once in
 a dozen rings: points of one position are kept in the order of the workers' ids, never of their indexes.
 """
 
@@ -34,8 +36,9 @@ Capacity may be a million sessions; in proportion that would be 1.5 million poin
 one worker's word. A hundred times the normal worker, 15,000 points, takes some 20 ms.
 """
 
-_BUCKET_POINTS_MAX = 512  # mean; a bucket is 4 KB then, which an insertion moves in well under a microsecond
-_BUCKET_POINTS_MIN = 128  # mean; below it buckets are merged, so that no lookup crosses a row of empty ones
+_BUCKET_POINTS_MAX = 256  # mean; a bucket is 2 KB then
+_UNSORTED_MAX = 64  # in one bucket: sorting so many in takes some 50 us
+_BUCKET_POINTS_MIN = 64  # mean; below it buckets are merged, so that no lookup crosses a row of empty ones
 _BARREN_POINTS = 512  # after so many points of workers already seen, a walk looks whether few are left
 _FEW_POINTS = 4096  # so few points are faster computed again and sorted than found among all others
 _REMOVED_POINTS_MAX = 4096  # more are not taken out at once: that would take over 10 ms
@@ -99,8 +102,12 @@ class Ring:
         self._dying: list[int] = []  # will be free when the present pass is over
         self._cursor = 0  # the hash up to which the present pass has come
         self._stored = 0  # points in the buckets, those of the dead included
-        self._buckets: list[array[int]] = [array("Q")]
-        self._shift = 64  # a hash shifted by it is the number of its bucket
+        self._buckets: list[array[int]] = [array("Q")]  # in the order of the ring, each sorted
+        self._unsorted: list[list[int]] = [[]]  # what each bucket has got since
+        # A hash shifted by this is the number of its bucket, if all were as wide as the last one. Of these wide
+        # ones the first ``_halved`` are halved.
+        self._shift = 64
+        self._halved = 0
 
     def __len__(self) -> int:
         return len(self._index)
@@ -130,18 +137,39 @@ class Ring:
         self.points += count
         self._stored += count
         while self._stored > len(self._buckets) * _BUCKET_POINTS_MAX:
-            self._split_buckets()
-        buckets, shift, ids = self._buckets, self._shift, self._ids
+            self._split_bucket()
+        unsorted, shift, halved = self._unsorted, self._shift, self._halved
         for hash64 in hashes:
-            bucket = buckets[hash64 >> shift]
-            place = hash64 & _POSITION_MASK
-            at = bisect_left(bucket, place)
-            while at < len(bucket) and bucket[at] & _POSITION_MASK == place:
-                if (ids[bucket[at] & _INDEX_MASK] or "") >= worker:
-                    break
-                at += 1
-            bucket.insert(at, place | index)
+            number = hash64 >> shift
+            number = number + halved if number >= halved else hash64 >> shift - 1
+            fresh = unsorted[number]
+            fresh.append(hash64 & _POSITION_MASK | index)
+            if len(fresh) > _UNSORTED_MAX:
+                self._sorted(number)
         self.sweep(4 * count)
+
+    def _number_of(self, hash64: int) -> int:
+        """The number of the bucket that a hash lies in."""
+        number = hash64 >> self._shift
+        return number + self._halved if number >= self._halved else hash64 >> self._shift - 1
+
+    def _start_of(self, number: int) -> int:
+        """The lowest hash of a bucket; of one past the last, the ring's end."""
+        halves = 2 * self._halved
+        return number << self._shift - 1 if number < halves else number - self._halved << self._shift
+
+    def _sorted(self, number: int) -> array[int]:
+        """A bucket with everything in its order: by position, and at one position by the worker's id."""
+        fresh = self._unsorted[number]
+        if not fresh:
+            return self._buckets[number]
+        points = sorted(self._buckets[number].tolist() + fresh)
+        if len({point >> INDEX_BITS for point in points}) < len(points):
+            ids = self._ids
+            points.sort(key=lambda point: (point >> INDEX_BITS, ids[point & _INDEX_MASK] or ""))
+        self._unsorted[number] = []
+        bucket = self._buckets[number] = array("Q", points)
+        return bucket
 
     def remove(self, worker: str) -> None:
         """Take a worker out. Raises ``KeyError`` when it is not there."""
@@ -172,18 +200,18 @@ class Ring:
         while points_max > 0 and (self._dying or self._dead):
             if not self._dying:
                 self._dying, self._dead, self._cursor = self._dead, [], 0
-            number = self._cursor >> self._shift
-            bucket = self._buckets[number]
+            number = self._number_of(self._cursor)
+            bucket = self._sorted(number)
             alive = array("Q", [point for point in bucket if ids[point & _INDEX_MASK] is not None])
             self._buckets[number] = alive
             self._stored -= len(bucket) - len(alive)
             points_max -= len(bucket) + 1
-            self._cursor = (number + 1) << self._shift
+            self._cursor = self._start_of(number + 1)
             if self._cursor >> 64:
                 self._free += self._dying
                 self._dying = []
         while len(self._buckets) > 1 and self._stored < len(self._buckets) * _BUCKET_POINTS_MIN:
-            self._merge_buckets()
+            self._merge_bucket()
         return bool(self._dying or self._dead)
 
     def _new_index(self, worker: str, count: int) -> int:
@@ -200,37 +228,55 @@ class Ring:
         return index
 
     def _delete_points(self, worker: str, index: int) -> None:
-        buckets, shift = self._buckets, self._shift
         for hash64 in self._points_of(worker, self._counts[index]):
-            bucket = buckets[hash64 >> shift]
+            number = self._number_of(hash64)
+            point = hash64 & _POSITION_MASK | index
+            fresh = self._unsorted[number]
+            if point in fresh:
+                fresh.remove(point)
+                continue
+            bucket = self._buckets[number]
             at = bisect_left(bucket, hash64 & _POSITION_MASK)
-            while bucket[at] & _INDEX_MASK != index:
+            while bucket[at] != point:
                 at += 1
             del bucket[at]
 
-    def _split_buckets(self) -> None:
-        self._shift -= 1
-        halves: list[array[int]] = []
-        for number, bucket in enumerate(self._buckets):
-            cut = bisect_left(bucket, (2 * number + 1) << self._shift)
-            halves += (bucket[:cut], bucket[cut:])
-        self._buckets = halves
+    def _split_bucket(self) -> None:
+        """Halve the next wide bucket."""
+        number = 2 * self._halved
+        middle = self._start_of(number) + (1 << self._shift - 1)
+        bucket, fresh = self._buckets[number], self._unsorted[number]
+        cut = bisect_left(bucket, middle)
+        self._buckets[number : number + 1] = (bucket[:cut], bucket[cut:])
+        self._unsorted[number : number + 1] = (
+            [point for point in fresh if point < middle],
+            [point for point in fresh if point >= middle],
+        )
+        self._halved += 1
+        if 2 * self._halved == len(self._buckets):
+            self._shift -= 1
+            self._halved = 0
 
-    def _merge_buckets(self) -> None:
-        self._shift += 1
-        buckets = self._buckets
-        self._buckets = [buckets[at] + buckets[at + 1] for at in range(0, len(buckets), 2)]
+    def _merge_bucket(self) -> None:
+        """Make one bucket of the last two halves."""
+        if not self._halved:
+            self._shift += 1
+            self._halved = len(self._buckets) // 2
+        self._halved -= 1
+        at = 2 * self._halved
+        self._buckets[at : at + 2] = [self._buckets[at] + self._buckets[at + 1]]
+        self._unsorted[at : at + 2] = [self._unsorted[at] + self._unsorted[at + 1]]
 
     def lookup(self, hash64: int) -> str | None:
         """Find the worker that owns a key's hash, None on an empty ring."""
         if not self._index:
             return None
-        number = hash64 >> self._shift
-        bucket = self._buckets[number]
+        number = self._number_of(hash64)
+        bucket = self._sorted(number)
         at = bisect_left(bucket, hash64 & _POSITION_MASK)
         while at == len(bucket):
             number = (number + 1) % len(self._buckets)
-            bucket = self._buckets[number]
+            bucket = self._sorted(number)
             at = 0
         owner = self._ids[bucket[at] & _INDEX_MASK]
         return owner if owner is not None else next(self.walk(hash64))
@@ -251,15 +297,14 @@ class Ring:
         left = self.points - sum(counts[index] for index in seen)
         if not left:
             return
-        buckets = self._buckets
-        number = hash64 >> self._shift
-        bucket = buckets[number]
+        number = self._number_of(hash64)
+        bucket = self._sorted(number)
         at = bisect_left(bucket, hash64 & _POSITION_MASK)
         barren = 0
         while True:
             while at == len(bucket):
-                number = (number + 1) % len(buckets)
-                bucket = buckets[number]
+                number = (number + 1) % len(self._buckets)
+                bucket = self._sorted(number)
                 at = 0
             point = bucket[at]
             at += 1
