@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Set
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, product
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
@@ -26,6 +26,12 @@ PREFERENCE: tuple[UsableState, ...] = ("up", "full", "draining")
 
 SKIPPED_MAX = 32
 """The most workers that an assignment names as passed by; who needs more reads ``/workers``."""
+
+
+PLACING = 4
+"""Putting a point on a ring takes so many times what sweeping one takes."""
+PLACED_AT_ONCE = 4_096
+"""The ring of a region with so few points is made when it is first asked for, in some milliseconds."""
 
 
 class WorkerRef(Struct, frozen=True):
@@ -104,16 +110,20 @@ class Candidate(NamedTuple):
 
 
 class Rings:
-    """All usable workers, each on the ring of its state and on that of its state and region.
+    """All usable workers on the ring of their state, and those of regions that are asked for on rings of their own.
 
-    The region ``""`` is no region: it has no ring of its own, and asking for it means any.
+    A region's ring says what walking the common one and passing by all others would say. So it is made only when
+    the region is asked for, in slices where it is large, and until it is whole the common one is walked. The region
+    ``""`` is no region: asking for it means any.
     """
 
     def __init__(self) -> None:
         self.placed: dict[str, Placed] = {}
         self.points = 0
         self._rings: dict[tuple[UsableState, str], Ring] = {}
-        # A worker goes on two rings one after the other.
+        self._members: dict[tuple[UsableState, str], set[str]] = {}
+        self._unplaced: dict[str, list[str]] = {}  # for each region with a ring of its own, who is not on it yet
+        # A worker may go on two rings one after the other.
         self._points_of = lru_cache(maxsize=2)(point_hashes)
 
     def count(self, state: UsableState) -> int:
@@ -127,48 +137,112 @@ class Rings:
         for worker in workers:
             region, points, state = self.placed.pop(worker)
             self.points -= points
-            for key in _keys(state, region):
-                leaving.setdefault(key, []).append(worker)
+            leaving.setdefault((state, ""), []).append(worker)
+            if region:
+                leaving.setdefault((state, region), []).append(worker)
         for key, names in leaving.items():
-            ring = self._rings[key]
-            ring.remove_all(names)
-            if not ring:
-                del self._rings[key]
+            if key[1]:
+                members = self._members[key]
+                members.difference_update(names)
+                if not members:
+                    del self._members[key]
+                if not any((state, key[1]) in self._members for state in PREFERENCE):
+                    self._unplaced.pop(key[1], None)
+            ring = self._rings.get(key)
+            if ring is not None:
+                ring.remove_all([name for name in names if name in ring])
+                if not ring:
+                    del self._rings[key]
 
     def add(self, worker: str, placed: Placed) -> None:
         """Put a worker in. Raises ``ValueError`` as ``Ring.add`` does."""
         region, points, state = placed
-        for key in _keys(state, region):
-            ring = self._rings.get(key)
-            if ring is None:
-                ring = self._rings[key] = Ring(self._points_of)
-            ring.add(worker, points)
+        self._put(worker, points, (state, ""))
+        if region:
+            self._members.setdefault((state, region), set()).add(worker)
+            unplaced = self._unplaced.get(region)
+            if unplaced:
+                unplaced.append(worker)
+            elif unplaced is not None:
+                self._put(worker, points, (state, region))
         self.placed[worker] = placed
         self.points += points
 
+    def _put(self, worker: str, points: int, key: tuple[UsableState, str]) -> None:
+        ring = self._rings.get(key)
+        if ring is None:
+            ring = self._rings[key] = Ring(self._points_of)
+        ring.add(worker, points)
+
     def sweep(self, points_max: int) -> bool:
-        """Do a slice of what the rings put off (see ``Ring``); say whether more is left."""
+        """Do a slice of what was put off: what the rings put off (see ``Ring``), and rings of regions.
+
+        Says whether more is left.
+        """
         for ring in self._rings.values():
             if ring.garbage:
                 ring.sweep(points_max)
                 break
-        return any(ring.garbage for ring in self._rings.values())
+        else:
+            for region, unplaced in self._unplaced.items():
+                if unplaced:
+                    self._place(region, points_max // PLACING)
+                    break
+        return any(ring.garbage for ring in self._rings.values()) or any(self._unplaced.values())
+
+    def _place(self, region: str, points_max: int) -> None:
+        """Put workers of a region on its ring, so many points of them."""
+        unplaced = self._unplaced[region]
+        while unplaced and points_max > 0:
+            worker = unplaced.pop()
+            placed = self.placed.get(worker)
+            if placed is not None and placed.region == region:
+                ring = self._rings.get((placed.state, region))
+                if ring is None or worker not in ring:
+                    self._put(worker, placed.points, (placed.state, region))
+                    points_max -= placed.points
+
+    def _is_whole(self, region: str) -> bool:
+        """Whether the ring of a region can be walked; makes it, or begins to, when the region is a new one."""
+        unplaced = self._unplaced.get(region)
+        if unplaced is None:
+            workers = [worker for state in PREFERENCE for worker in self._members.get((state, region), ())]
+            if not workers:
+                return True
+            unplaced = self._unplaced[region] = workers
+            self._place(region, PLACED_AT_ONCE)
+        return not unplaced
+
+    def _steps(
+        self, state: UsableState, region: str, hash64: int, without: Set[str]
+    ) -> Iterator[tuple[str, int]]:
+        """Walk the workers of a state and a region, ``""`` for all, as ``Ring.steps`` does."""
+        if not region or self._is_whole(region):
+            ring = self._rings.get((state, region))
+            if ring is not None:
+                yield from ring.steps(hash64, without)
+            return
+        left = len(self._members.get((state, region), set()).difference(without))
+        if left:
+            for worker, position in self._rings[(state, "")].steps(hash64, without):
+                if self.placed[worker].region == region:
+                    yield worker, position
+                    left -= 1
+                    if not left:
+                        return
 
     def candidates(self, hash64: int, region: str, without: Set[str]) -> Iterator[Candidate]:
         """Name every worker once in the order of preference: by state, the region's first, then clockwise."""
         for state in PREFERENCE:
-            near = self._rings.get((state, region)) if region else None
             taken = without
-            if near is not None:
+            if region:
                 met = set(without)
-                for worker, position in near.steps(hash64, without):
+                for worker, position in self._steps(state, region, hash64, without):
                     met.add(worker)
                     yield Candidate(worker, position, state)
                 taken = met
-            common = self._rings.get((state, ""))
-            if common is not None:
-                for worker, position in common.steps(hash64, taken):
-                    yield Candidate(worker, position, state)
+            for worker, position in self._steps(state, "", hash64, taken):
+                yield Candidate(worker, position, state)
 
     def passed_by(
         self, hash64: int, region: str, excluded: Collection[str], chosen: Candidate | None
@@ -181,12 +255,10 @@ class Rings:
             reach, rank = (chosen.position - start) % RING_SIZE, PREFERENCE.index(chosen.state)
             abroad = self.placed[chosen.worker].region != region
         found: dict[str, int] = {}
-        for (state, of_region), ring in self._rings.items():
-            if of_region and of_region != region:
-                continue
+        for state, of_region in product(PREFERENCE, {"", region}):
             # Of a region that had nobody everyone was passed by, and so was everyone in a better state.
             all_round = PREFERENCE.index(state) < rank or (of_region != "" and abroad)
-            for worker, position in islice(ring.steps(hash64), SKIPPED_MAX + 1):
+            for worker, position in islice(self._steps(state, of_region, hash64, frozenset()), SKIPPED_MAX + 1):
                 distance = (position - start) % RING_SIZE
                 if distance >= reach and not all_round:
                     break
@@ -200,7 +272,3 @@ class Rings:
             return "excluded"
         state = self.placed[worker].state
         return state if state != "up" and PREFERENCE.index(state) > rank else "other-region"
-
-
-def _keys(state: UsableState, region: str) -> tuple[tuple[UsableState, str], ...]:
-    return ((state, ""), (state, region)) if region else ((state, ""),)

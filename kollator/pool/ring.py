@@ -37,7 +37,7 @@ one worker's word. A hundred times the normal worker, 15,000 points, takes some 
 """
 
 _BUCKET_POINTS_MAX = 256  # mean; a bucket is 2 KB then
-_UNSORTED_MAX = 64  # in one bucket: sorting so many in takes some 50 us
+_UNSORTED_MAX = 128  # in one bucket: sorting so many in takes some 40 us
 _BUCKET_POINTS_MIN = 64  # mean; below it buckets are merged, so that no lookup crosses a row of empty ones
 _BARREN_POINTS = 512  # after so many points of workers already seen, a walk looks whether few are left
 _FEW_POINTS = 4096  # so few points are faster computed again and sorted than found among all others
@@ -159,17 +159,23 @@ class Ring:
         return number << self._shift - 1 if number < halves else number - self._halved << self._shift
 
     def _sorted(self, number: int) -> array[int]:
-        """A bucket with everything in its order: by position, and at one position by the worker's id."""
+        """A bucket with all its points in the order of their positions."""
         fresh = self._unsorted[number]
-        if not fresh:
-            return self._buckets[number]
-        points = sorted(self._buckets[number].tolist() + fresh)
-        if len({point >> INDEX_BITS for point in points}) < len(points):
+        if fresh:
+            self._unsorted[number] = []
+            self._buckets[number] = array("Q", sorted(self._buckets[number].tolist() + fresh))
+        return self._buckets[number]
+
+    def _point_at(self, bucket: array[int], at: int) -> int:
+        """A point of a sorted bucket, after those that meet on its position, if any, were put in order."""
+        point = bucket[at]
+        end = at + 1
+        while end < len(bucket) and bucket[end] >> INDEX_BITS == point >> INDEX_BITS:
+            end += 1
+        if end > at + 1:
             ids = self._ids
-            points.sort(key=lambda point: (point >> INDEX_BITS, ids[point & _INDEX_MASK] or ""))
-        self._unsorted[number] = []
-        bucket = self._buckets[number] = array("Q", points)
-        return bucket
+            bucket[at:end] = array("Q", sorted(bucket[at:end], key=lambda met: ids[met & _INDEX_MASK] or ""))
+        return bucket[at]
 
     def remove(self, worker: str) -> None:
         """Take a worker out. Raises ``KeyError`` when it is not there."""
@@ -278,7 +284,7 @@ class Ring:
             number = (number + 1) % len(self._buckets)
             bucket = self._sorted(number)
             at = 0
-        owner = self._ids[bucket[at] & _INDEX_MASK]
+        owner = self._ids[self._point_at(bucket, at) & _INDEX_MASK]
         return owner if owner is not None else next(self.walk(hash64))
 
     def walk(self, hash64: int) -> Iterator[str]:
@@ -307,6 +313,8 @@ class Ring:
                 bucket = self._sorted(number)
                 at = 0
             point = bucket[at]
+            if at + 1 < len(bucket) and bucket[at + 1] >> INDEX_BITS == point >> INDEX_BITS:
+                point = self._point_at(bucket, at)
             at += 1
             index = point & _INDEX_MASK
             worker = ids[index]
