@@ -123,7 +123,7 @@ def failovers(cluster: Cluster, kills: int) -> list[float]:
 def main() -> int:
     """Runs everything and prints a table."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.cluster", description=__doc__)
-    parser.add_argument("--trials", type=int, default=100, help="workers registered one after another (%(default)s)")
+    parser.add_argument("--trials", type=int, default=300, help="workers registered one after another (%(default)s)")
     parser.add_argument("--rate", type=float, default=200.0, help="offers a second across two fronts (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long they are sent (%(default)s)")
     parser.add_argument("--kills", type=int, default=30, help="leaders killed (%(default)s)")
