@@ -70,6 +70,11 @@ class Writer:
             return "a write does not come to its end"
         return self._problem
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was to be written is."""
+        return not (self._running or self._pending or self._waiting)
+
     def write(self, rows: Iterable[Row]) -> Deferred[None]:
         """Queues rows. Fires when they are on disk, fails when they could not be written this time.
 

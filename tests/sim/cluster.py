@@ -191,9 +191,9 @@ class Cluster:
     def row_difference(self) -> str | None:
         """Why the fronts have not the same rows, or other rows than they should; None when they have."""
         fronts = list(self.fronts.values())
-        unwritten = [front.name for front in fronts if front.writer.problem is not None]
+        unwritten = [front.name for front in fronts if front.writer.problem is not None or not front.writer.idle]
         if unwritten:
-            return f"{unwritten} have rows that the disk did not take"
+            return f"{unwritten} have rows that the disk did not take, or not yet"
         if len({front.pool.digest for front in fronts}) != 1:
             return "the digests differ"
         rows = fronts[0].store.rows()
