@@ -158,13 +158,13 @@ class Front(MultiService):
             tickets=tickets,
             worker_keys=self._worker_keys,
             worker_allowed=gate.worker_allowed,
-            ice_servers=lambda who: ice_servers.for_client(who, reactor_wall()),
+            ice_servers=lambda who: ice_servers.for_client(who, time.time()),
             assign=lambda address, region, exclude: self.views.assign(address, region, exclude),
             usable=lambda worker: bool(pool.fronts_of(worker)),
             registrar=registry,
             tally=self.counters,
             random_bytes=os.urandom,
-            wall=reactor_wall,
+            wall=time.time,
             message_rate=settings.message_rate,
             handed_off=self.metrics.handed_off,
             note=_note,
@@ -180,7 +180,7 @@ class Front(MultiService):
             metrics=self.metrics,
             random_bytes=os.urandom,
             monotonic=reactor.seconds,
-            wall=reactor_wall,
+            wall=time.time,
             standing=self.standing,
             trouble=self.trouble,
         )
@@ -220,7 +220,7 @@ class Front(MultiService):
             restate=registry.restate,
             reincarnated=registry.reincarnated,
             uniform=random.uniform,
-            wall=reactor_wall,
+            wall=time.time,
             loop_failed=self._loop_failed,
             rows_refused=lambda reason, number: add(self.counters.rows_refused, reason, number),
         )
@@ -302,9 +302,6 @@ class Front(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Drains, then stops everything; fires when the database is closed."""
-        return self._stop()
-
-    def _stop(self) -> Deferred[None]:
         if self.store is None:
             done = maybeDeferred(self._stop_listening)
         else:
@@ -313,7 +310,7 @@ class Front(MultiService):
             )
             steps: tuple[Callable[[], Any], ...] = (
                 self._stop_listening,
-                self._close_connections,
+                lambda: self.drain.close(self.signaling),
                 self.writer.stop,
                 lambda: self.drain.wait(self.cluster.member.settled, SETTLE_S),
                 lambda: MultiService.stopService(self),
@@ -336,9 +333,6 @@ class Front(MultiService):
     def _stop_listening(self) -> Deferred[Any]:
         ports, self.ports = self.ports, []
         return DeferredList([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
-
-    def _close_connections(self) -> Deferred[None]:
-        return self.drain.close(self.signaling)
 
     def _close_store(self) -> Deferred[None]:
         store, self.store = self.store, None
@@ -395,8 +389,8 @@ class Front(MultiService):
             absent_clients=lambda: len(self.switchboard.mailboxes),
             ring_points=lambda: self.pool.points,
             uptime_s=lambda: self.reactor.seconds() - started,
-            leader=lambda: float(self.standing().role == "leader"),
-            term=lambda: self.standing().term,
+            leader=lambda: float(self.cluster.member.standing.role == "leader"),
+            term=lambda: self.cluster.member.standing.term,
             draining=lambda: float(self.drain.draining),
             sync_lag_s=lambda: {
                 peer.node: peer.sync_lag_ms / 1000
@@ -407,8 +401,7 @@ class Front(MultiService):
         )
 
     def _loop_failed(self, name: str) -> None:
-        failures = self.counters.loop_failures
-        failures[name if name in failures else "other"] += 1
+        add(self.counters.loop_failures, name)
 
     def _urls(self) -> list[str]:
         """Where a browser on this machine finds the page, for each TCP port."""
@@ -429,11 +422,6 @@ class Front(MultiService):
 
     def _in_thread(self, function: Any, *args: Any) -> Deferred[Any]:
         return deferToThreadPool(self.reactor, self._threads, function, *args)
-
-
-def reactor_wall() -> float:
-    """Unix seconds: tickets and TURN credentials outlive a process."""
-    return time.time()
 
 
 def _note(event: str, **fields: object) -> None:
