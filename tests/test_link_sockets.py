@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import os
 import random
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from twisted.internet import reactor as real_reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 from twisted.internet.endpoints import serverFromString
@@ -26,6 +20,7 @@ from kollator.settings import Peer
 from kollator.state.changes import Cursor
 from kollator.web.door import DoorFactory
 from kollator.web.site import FrontSite
+from tests.certificates import self_signed_pem
 
 reactor: Any = real_reactor
 TIMEOUT_S = 10.0
@@ -34,30 +29,9 @@ TIMEOUT_S = 10.0
 def certificate(folder: Path, *names: str) -> str:
     """Makes a certificate for these names, signed by itself; returns the arguments for an ``ssl:`` endpoint."""
     folder.mkdir()
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "front")])
-    now = datetime.datetime.now(datetime.UTC)
-    alternatives: list[x509.GeneralName] = []
-    for text in names:
-        alternatives.append(x509.DNSName(text) if text.isalpha() else x509.IPAddress(ipaddress.ip_address(text)))
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "front.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    (folder / "key").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    key, made = self_signed_pem(*names)
+    (folder / "front.pem").write_text(made)
+    (folder / "key").write_text(key)
     return f"privateKey={folder / 'key'}:certKey={folder / 'front.pem'}"
 
 

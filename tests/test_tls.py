@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import ssl
 from functools import cache
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL.crypto import X509, PKey
 from twisted.internet.ssl import CertificateOptions
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from kollator.signaling.protocol import SignalingProtocol
 from kollator.web.refusal import LINGER_S
+from tests.certificates import self_signed
 from tests.fronts import FrontTestCase
 from tests.wires import UPGRADE, read_answers, request, text_frame
 
@@ -24,19 +21,7 @@ from tests.wires import UPGRADE, read_answers, request, text_frame
 @cache
 def context() -> Any:  # zope's interfaces are not known to mypy
     """A server's side of TLS, with a certificate of its own making."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "front.example")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, SHA256())
-    )
+    key, certificate = self_signed("front.example")
     return CertificateOptions(
         privateKey=PKey.from_cryptography_key(key), certificate=X509.from_cryptography(certificate)
     )

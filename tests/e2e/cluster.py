@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import http.client
-import ipaddress
 import itertools
 import json
 import random
@@ -18,12 +16,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import self_signed_pem
 from tests.e2e.contract_client import Client, Message, Worker, ask
 from tests.e2e.processes import Front, new_folder, write_key
 
@@ -69,30 +64,12 @@ def until(condition: Callable[[], object], what: Callable[[], object] | str, lim
 
 def write_certificate(folder: Path) -> tuple[Path, Path, Path]:
     """A self-signed certificate for ``localhost`` and ``127.0.0.1``: its key, itself, and a folder of trusted roots."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, SHA256())
-    )
-    encoded_key = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    encoded = certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+    key, encoded = self_signed_pem("localhost", "127.0.0.1")
     roots = folder / "roots"
     roots.mkdir()
     (roots / "root.pem").write_text(encoded, encoding="ascii")
     (folder / "front.pem").write_text(encoded, encoding="ascii")
-    return write_key(folder / "front.key", encoded_key.decode("ascii")), folder / "front.pem", roots
+    return write_key(folder / "front.key", key), folder / "front.pem", roots
 
 
 class Proxies:
@@ -412,6 +389,14 @@ class ClusterTestCase(SynchronousTestCase):
         joined = Worker(self.cluster.ports[name], worker)
         self.addCleanup(joined.close)
         return joined.joined()
+
+    def assert_linked_both_ways(self) -> None:
+        """Asserts that a worker of either of two fronts is served to a client of the other one."""
+        worker, other = self.worker("b", self.w1), self.worker("a", self.w2)
+        self.cluster.until_state(self.w1, "up")
+        self.cluster.until_state(self.w2, "up")
+        self.assert_signaling(self.client("a"), worker)
+        self.assert_signaling(self.client("b"), other)
 
     def assert_signaling(self, client: Client, worker: Worker) -> None:
         """Asserts that offer, answer and candidates get through, each with the right sender."""

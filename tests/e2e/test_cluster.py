@@ -251,11 +251,7 @@ class WorkerSyncLinkTests(ClusterTestCase):
 
     def test_links(self) -> None:
         """Where only HTTP gets through, fronts must be linked by ``/worker-sync``, in both directions."""
-        worker, other = self.worker("b", self.w1), self.worker("a", self.w2)
-        self.cluster.until_state(self.w1, "up")
-        self.cluster.until_state(self.w2, "up")
-        self.assert_signaling(self.client("a"), worker)
-        self.assert_signaling(self.client("b"), other)
+        self.assert_linked_both_ways()
 
     def test_return(self) -> None:
         """A front that was killed must be linked again, and of two fronts the other one must lead meanwhile."""
@@ -277,11 +273,7 @@ class TLSLinkTests(ClusterTestCase):
 
     def test_links(self) -> None:
         """Between data centres links must be encrypted: ``ssl:`` to listen, ``tls:`` to dial."""
-        worker, other = self.worker("b", self.w1), self.worker("a", self.w2)
-        self.cluster.until_state(self.w1, "up")
-        self.cluster.until_state(self.w2, "up")
-        self.assert_signaling(self.client("a"), worker)
-        self.assert_signaling(self.client("b"), other)
+        self.assert_linked_both_ways()
 
 
 class TLSStrangerTests(SynchronousTestCase):

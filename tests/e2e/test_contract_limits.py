@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar
 
 import websockets.exceptions
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.certificates import self_signed_pem
 from tests.e2e.contract_client import Client, ContractTestCase, Worker, ask, worker_mac
 from tests.e2e.processes import WORKER_KEY, Front, new_folder
 
@@ -251,20 +246,10 @@ class TlsTests(SynchronousTestCase):
     """A TLS endpoint."""
 
     def _certificate(self, folder: Path) -> tuple[Path, Path]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-        now = datetime.now(UTC)
-        certificate = (
-            x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-            .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName(
-                [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256()))
+        key, certificate = self_signed_pem("localhost", "127.0.0.1")
         key_file, certificate_file = folder / "tls.key", folder / "tls.crt"
-        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-                                               serialization.NoEncryption()))
-        certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        key_file.write_text(key)
+        certificate_file.write_text(certificate)
         return key_file, certificate_file
 
     def test_https_and_wss(self) -> None:
