@@ -266,7 +266,7 @@ class NodeTests(SynchronousTestCase):
             input=json.dumps(given),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         return json.loads(done.stdout)

@@ -12,6 +12,7 @@ from pyee.asyncio import AsyncIOEventEmitter
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.webrtc import channel as wire
+from kollator.webrtc import serving as serving_module
 from kollator.webrtc.files import Folder
 from kollator.webrtc.serving import FLOOD_BYTES, HIGH_BYTES, LOW_BYTES, FileService, Serving
 
@@ -73,6 +74,8 @@ class ServingTests(SynchronousTestCase):
             serving = Serving(channel, self.service)
             await body(channel, serving)
             await serving.close()
+            if self.service._scan is not None:  # the folder's, and in a thread: it may take its time
+                await asyncio.wait([self.service._scan])
             self.assertEqual(asyncio.all_tasks() - {asyncio.current_task()}, set())
 
         asyncio.run(main())
@@ -192,6 +195,7 @@ class ServingTests(SynchronousTestCase):
 
     def test_one_scan_for_all(self) -> None:
         """A hundred browsers that open the page together would scan the disk a hundred times."""
+        self.patch(serving_module, "LISTING_FRESH_S", 3600.0)
         scans = []
         listing = self.service.folder.listing
 

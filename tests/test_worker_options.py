@@ -128,7 +128,7 @@ class ReactorTests(SynchronousTestCase):
     def run_python(self, code: str) -> str:
         environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=300, check=False
         )
         return (done.stdout + done.stderr).strip()
 

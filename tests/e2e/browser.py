@@ -23,7 +23,8 @@ FLAGS = (
     "--disable-features=WebRtcHideLocalIpsWithMdns",
     "--allow-loopback-in-peer-connection",
 )
-PAGE_LIMIT_S = 30
+PAGE_LIMIT_S = 120
+"""Guards against a page that hangs; on a busy machine Chromium alone may take a long while to start."""
 
 
 def chromium(downloads: Path, width: int = 1280, height: int = 900) -> webdriver.Chrome:

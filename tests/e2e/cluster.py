@@ -23,11 +23,12 @@ from tests.e2e.contract_client import Client, Message, Worker, ask
 from tests.e2e.processes import Front, new_folder, write_key
 
 CLUSTER_KEY = "fedcba9876543210" * 4
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 """What a cluster may take for anything: far more than it needs, on a machine that does other things as well."""
 PAUSE_S = 0.03
 """Between two looks at a front."""
-SETTINGS = {"HEARTBEAT_INTERVAL": "100", "ELECTION_TIMEOUT": "500", "FRONT_RETIRE_AFTER": "2000", "DRAIN_TIMEOUT": "1"}
+# A front that a busy machine holds up for a few seconds is not to be retired: its clients would be told of it.
+SETTINGS = {"HEARTBEAT_INTERVAL": "100", "ELECTION_TIMEOUT": "500", "FRONT_RETIRE_AFTER": "6000", "DRAIN_TIMEOUT": "1"}
 # Below what systems give to outgoing connections, which could otherwise take a port while its front is dead.
 _PORTS = range(20_000, 32_000)
 

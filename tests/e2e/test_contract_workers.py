@@ -276,7 +276,10 @@ class LossTests(ContractTestCase):
         self.assertEqual(lost["assigned"]["id"] if lost["assigned"] else None, assigned)
 
     def test_killed(self) -> None:
-        """A worker that is killed is replaced at once for those assigned to it and those who talked to it."""
+        """A worker that is killed is replaced for those assigned to it and those who talked to it, and nobody else.
+
+        At once: the time-out of its pings is far longer than anybody waits here.
+        """
         worker = self.worker()
         assigned, booted, talking, bystander = self.client(), self.client(self.bootstrap()["ticket"]), \
             self.client(), self.client()
@@ -284,12 +287,10 @@ class LossTests(ContractTestCase):
         talking.send(type="offer", to=worker.id, sdp="s")
         worker.expect("offer")
         spare = self.worker(self.w2)
-        start_s = time.monotonic()
         worker.abort()
         for client in (assigned, talking, booted):
             self._lost(client, worker, spare.id)
-        self.assertLess(elapsed_since(start_s), 1.0)
-        self.assertTrue(bystander.quiet(0.05))
+        bystander.synchronise()
         self.assertEqual(self.workers()[worker.id]["state"], "down")
         self.assertEqual(self.bootstrap()["worker"]["id"], spare.id)
         self.assertEqual(assigned.ask(type="bye", to=worker.id)["code"], "unknown-target")
@@ -344,20 +345,21 @@ class LossTests(ContractTestCase):
 class HealthTests(ContractTestCase):
     """Workers that hang."""
 
-    settings: ClassVar = {"WORKER_HEALTH_TIMEOUT": "300", "WORKER_HEALTH_INTERVAL": "100"}
+    # In four seconds a worker answers however busy the machine is.
+    settings: ClassVar = {"WORKER_HEALTH_TIMEOUT": "4000", "WORKER_HEALTH_INTERVAL": "100"}
 
     def test_silent_worker(self) -> None:
-        """A worker that leaves a ping unanswered is out of the ring in time; one that answers stays."""
+        """A worker that leaves a ping unanswered is out of the ring, not before its time; one that answers stays."""
         lively, client = self.worker(), self.client()
         raw = self.raw()
         nonce = "0" * 32
+        start_s = time.monotonic()
         raw.send(type="hello", role="worker", id=self.w2, region="", capacity=100, address="", nonce=nonce)
         raw.send(type="auth", mac=worker_mac(WORKER_KEY, self.w2, "", 100, nonce, raw.receive()["nonce"]))
         self.assertEqual(raw.receive()["type"], "welcome")
-        start_s = time.monotonic()
         client.send(type="offer", to=self.w2, sdp="s")
         lost = client.expect("worker-lost", worker=self.w2)
-        self.assertTrue(0.2 < elapsed_since(start_s) < 2.0, elapsed_since(start_s))
+        self.assertGreater(elapsed_since(start_s), 3.8)
         self.assertEqual(lost["assigned"]["id"], lively.id)
         self.assertEqual({worker: row["state"] for worker, row in self.workers().items()},
                          {lively.id: "up", self.w2: "down"})

@@ -13,7 +13,7 @@ from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.e2e.contract_client import ask
-from tests.e2e.processes import WORKER_KEY, Front, new_folder, nursery, write_key
+from tests.e2e.processes import START_LIMIT_S, WORKER_KEY, Front, new_folder, nursery, write_key
 
 
 @frozen
@@ -146,7 +146,7 @@ class WholeProcessTests(SynchronousTestCase):
         """Nothing that is imported or registered before the settings are read adds a word to the one line."""
         front = Front({"MESSAGE_RATE": "fast"})
         self.addCleanup(front.kill)
-        self.assertGreater(front.ended(), 0)
+        self.assertGreater(front.ended(START_LIMIT_S), 0)
         self.assertEqual((len(front.err), front.out), (1, []), front.log)
         self.assertIn("MESSAGE_RATE", front.err[0])
 
