@@ -15,10 +15,13 @@ from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
 from kollator.pool.workersfile import Entry
 from kollator.signaling.connection import Claim
-from kollator.state.rows import AttachmentRow, FrontRow, Row, WorkerRow
+from kollator.state.rows import AttachmentRow, FrontRow, Row, Unwell, WorkerRow
 from kollator.state.writer import Writer
 
 log = Logger("kollator:pool")
+
+RELISTED_AT_ONCE = 16
+"""A worker of another capacity takes some two milliseconds in a large pool: not more of them in one turn."""
 
 
 class Registry:
@@ -27,9 +30,9 @@ class Registry:
     ``lost`` is called with the workers that are usable no more, ``joined`` and ``left`` with each worker that this
     front begins or ceases to hold, the latter also with whether it said good-bye. ``listed`` says what the operator's
     file has of a worker, by its id and address. ``counted`` is called with the cause for each worker that is lost:
-    ``closed``, ``ping``, ``replaced`` (by a connection that is held down, or could not be stored) or ``other``.
-    ``soon`` puts a call off to the next turn of the loop: workers that are lost together, by the thousand when a
-    network breaks, are then told of at once.
+    ``closed``, ``ping`` (a hold-down too), ``probe``, ``webrtc``, ``replaced`` (by a connection that could not be
+    stored) or ``other``. ``soon`` puts a call off to the next turn of the loop: workers that are lost together, by the
+    thousand when a network breaks, are then told of at once.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Registry:
         self._counted = counted
         self._soon = soon
         self._untold: set[str] = set()
+        self._unlisted: list[str] = []
 
     def worker_joined(self, claim: Claim, done: Callable[[bool], None]) -> None:
         """Stores a registration, then makes the worker assignable and reports it done."""
@@ -68,18 +72,37 @@ class Registry:
             self._forget(claim, "replaced")  # an older connection of it was given up for this one
             done(False)
 
-        written = self._writer.write(self.roster.joined(self._row(claim), claim))
+        said = WorkerRow(claim.id, claim.region, claim.capacity, claim.address)
+        written = self._writer.write(self.roster.joined(self._as_listed(said), claim, said))
         written.addCallbacks(stored, not_stored).addErrback(
             lambda failure: log.failure("worker {worker!r} could not join", failure=failure, worker=claim.id)
         )
 
-    def _row(self, claim: Claim) -> WorkerRow:
-        entry = self._listed(claim.id, claim.address)
-        region, capacity = claim.region, claim.capacity
-        if entry is not None:
-            region = region if entry.region is None else entry.region
-            capacity = capacity if entry.capacity is None else entry.capacity
-        return WorkerRow(claim.id, region, capacity, claim.address)
+    def _as_listed(self, said: WorkerRow) -> WorkerRow:
+        entry = self._listed(said.id, said.address)
+        if entry is None:
+            return said
+        region = said.region if entry.region is None else entry.region
+        capacity = said.capacity if entry.capacity is None else entry.capacity
+        return WorkerRow(said.id, region, capacity, said.address)
+
+    def relist(self) -> None:
+        """The operator's list is another: it is applied to every worker held here, some with each turn of the loop."""
+        under_way = bool(self._unlisted)
+        self._unlisted = self.roster.workers()
+        if not under_way:
+            self._relist_some()
+
+    def _relist_some(self) -> None:
+        some, self._unlisted = self._unlisted[:RELISTED_AT_ONCE], self._unlisted[RELISTED_AT_ONCE:]
+        if self._unlisted:
+            self._soon(self._relist_some)
+        said = [worker for name in some if (worker := self.roster.said(name)) is not None]
+        rows = [row for worker in said for row in self.roster.relisted(self._as_listed(worker))]
+        if rows:
+            # A worker's own row counts when it is stored, as all that several fronts may write (see ``committed``).
+            self._apply([row for row in rows if isinstance(row, AttachmentRow)], "other")
+            self._writer.write(rows).addErrback(lambda _: None)
 
     def worker_left(self, claim: Claim, politely: bool = False) -> None:
         """The worker's connection is gone. Ignored when a newer one of it is there."""
@@ -89,15 +112,18 @@ class Registry:
         """The worker told its load."""
         self._commit(self.roster.status(worker, sessions, draining), "other")
 
-    def worker_unwell(self, worker: str, why: str) -> None:
-        """The worker is not to be used, although it is connected."""
-        log.info("worker {worker} is not usable: {why}", worker=worker, why=why)
-        self._commit(self.roster.unwell(worker), "ping")
+    def worker_unwell(self, worker: str, why: Unwell, said: str) -> None:
+        """The worker is not to be used, although it is connected. ``said`` tells the log why, in a sentence."""
+        if worker in self.roster and why not in self.roster.whys(worker):
+            log.info("worker {worker} is not well ({why}): {said}", worker=worker, why=why, said=said)
+        self._commit(self.roster.unwell(worker, why), "ping" if why == "hold-down" else why)
 
-    def worker_well(self, worker: str) -> None:
-        """The worker is as good as any again."""
-        log.info("worker {worker} is usable again", worker=worker)
-        self._commit(self.roster.well(worker), "other")
+    def worker_well(self, worker: str, why: Unwell) -> None:
+        """That reason is over; the worker is as good as any again when it was the last one."""
+        before = self.roster.whys(worker)
+        self._commit(self.roster.well(worker, why), "other")
+        if before == [why]:
+            log.info("worker {worker} is well again", worker=worker)
 
     # -- what the cluster tells ---------------------------------------------------------------------------------------
 

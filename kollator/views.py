@@ -1,8 +1,8 @@
-"""What the HTTP endpoints and the WebSocket handshake ask, answered from the pool and the guard."""
+"""What the HTTP endpoints ask, answered from the pool and the guard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import cache
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -10,17 +10,15 @@ from typing import Any, Literal, NamedTuple
 from twisted.web.http import Request
 
 import kollator
-from kollator.guard.addresses import NetworkSet, client_address, client_scheme_host, limit_key
-from kollator.guard.limits import Allowance, ConnectionCounts, TokenBuckets, retry_after_s
-from kollator.guard.origins import OriginPolicy
+from kollator.gate import Gate
 from kollator.guard.tickets import TicketBook, client_id
 from kollator.guard.turn import IceServers
 from kollator.observe.metrics import Metrics, add
-from kollator.pool.pool import Pool
+from kollator.pool.pool import Pool, WorkerView
 from kollator.pool.roster import Roster
 from kollator.settings import Settings
 from kollator.signaling.messages import WorkerRef, schema
-from kollator.signaling.switchboard import BURST_S, Switchboard
+from kollator.signaling.switchboard import Switchboard
 from kollator.web import answers
 from kollator.web.answers import (
     Bootstrap,
@@ -34,14 +32,7 @@ from kollator.web.answers import (
     WorkerEntry,
     Workers,
 )
-from kollator.web.door import Admission
-from kollator.web.refusal import Refusal
-from kollator.web.resources import DRAINING_RETRY_S, Caller, fields_of
-
-RATE_BURST_S = 5.0
-"""The burst of the rates for each address, in seconds' worth."""
-ADDRESSES = 50_000
-"""The most addresses whose rate is remembered, for each of two rates: IPv6 networks take some 180 bytes each."""
+from kollator.web.resources import Caller, fields_of
 
 
 class Standing(NamedTuple):
@@ -53,101 +44,6 @@ class Standing(NamedTuple):
     cluster: list[ClusterNode]
     synchronised: bool = True
     """A leader has what its followers have; a follower lacks nothing of its leader's."""
-
-
-class Gate:
-    """Who is let in: addresses behind proxies, origins, counts and rates."""
-
-    def __init__(self, settings: Settings, draining: Callable[[], bool], refused: Callable[[str], None]) -> None:
-        self._trusted = NetworkSet(settings.trusted_proxies)
-        self._exempt = NetworkSet(settings.rate_limit_exempt)
-        self._worker_networks = NetworkSet(settings.worker_allow)
-        self._origins = OriginPolicy(settings.allowed_origins)
-        self._counts = ConnectionCounts(settings.max_connections, settings.connections_per_ip)
-        rate = settings.connection_rate_per_ip
-        self._connecting = TokenBuckets(rate, rate * RATE_BURST_S, ADDRESSES)
-        rate = settings.bootstrap_rate_per_ip
-        self._bootstrapping = TokenBuckets(rate, rate * RATE_BURST_S, ADDRESSES)
-        self._messages = Allowance(settings.message_rate, settings.message_rate * BURST_S)
-        self._draining = draining
-        self._refused = refused
-
-    def caller(self, peer: str, fields: Mapping[str, str], scheme: str, fallback_host: str) -> Caller:
-        """Who asks, by the connection and (from trusted proxies) the headers, whose names are in lower case."""
-        forwarded_for, forwarded = _lines(fields, "x-forwarded-for"), _lines(fields, "forwarded")
-        used_scheme, host = client_scheme_host(
-            peer,
-            scheme,
-            fields.get("host"),
-            fallback_host,
-            self._trusted,
-            forwarded_for=forwarded_for,
-            forwarded=forwarded,
-            forwarded_proto=_lines(fields, "x-forwarded-proto"),
-            forwarded_host=_lines(fields, "x-forwarded-host"),
-        )
-        return Caller(client_address(peer, forwarded_for, forwarded, self._trusted), used_scheme, host)
-
-    def origin_permitted(self, origin: str | None, caller: Caller) -> bool:
-        """Whether a page of that origin may use this front."""
-        return self._origins.permits(origin, caller.host)
-
-    def handshake_address(self, peer: str, fields: Mapping[str, str]) -> str:
-        """The client's address of a WebSocket handshake."""
-        return client_address(peer, _lines(fields, "x-forwarded-for"), _lines(fields, "forwarded"), self._trusted)
-
-    def handshake_origin_permitted(self, peer: str, fields: Mapping[str, str], transport: Any) -> bool:
-        """Whether the page that opens a WebSocket may."""
-        origin = fields.get("origin")
-        if origin is None:
-            return True
-        scheme = "https" if hasattr(transport, "getPeerCertificate") else "http"
-        return self.origin_permitted(origin, self.caller(peer, fields, scheme, ""))
-
-    def admission(self, now: Callable[[], float]) -> Admission:
-        """The door's question: may one more WebSocket begin?"""
-
-        def admit(peer: str, fields: Mapping[str, str]) -> Refusal | None:
-            if self._draining():
-                self._refused("draining")
-                return Refusal(503, "draining", "this front is about to stop; ask another", DRAINING_RETRY_S)
-            address = self.handshake_address(peer, fields)
-            if self._exempt.contains(address):
-                return None
-            wait_s = self._connecting.take(limit_key(address), now())
-            if wait_s > 0:
-                self._refused("rate")
-                return Refusal(429, "rate-limited", "too many new connections from this address", retry_after_s(wait_s))
-            return None
-
-        return admit
-
-    def bootstrap_wait_s(self, address: str, now: float) -> float:
-        """0.0 when one more bootstrap from that address is allowed, else seconds to wait."""
-        return 0.0 if self._exempt.contains(address) else self._bootstrapping.take(limit_key(address), now)
-
-    def admit(self, address: str) -> str | None:
-        """Counts an open WebSocket in, or says which limit is reached."""
-        return self._counts.admit(self._count_key(address))
-
-    def release(self, address: str) -> None:
-        """Counts an admitted WebSocket out."""
-        self._counts.release(self._count_key(address))
-
-    def allowance(self, address: str) -> Allowance | None:
-        """The rate of messages of a connection from that address."""
-        return None if self._exempt.contains(address) else self._messages
-
-    def worker_allowed(self, address: str) -> bool:
-        """Whether workers may come from there."""
-        return not self._worker_networks or self._worker_networks.contains(address)
-
-    def _count_key(self, address: str) -> str | None:
-        return None if self._exempt.contains(address) else limit_key(address)
-
-
-def _lines(fields: Mapping[str, str], name: str) -> list[bytes]:
-    return [fields[name].encode("latin-1", "replace")] if name in fields else []
 
 
 class FrontViews:
@@ -232,21 +128,27 @@ class FrontViews:
         """None, or why no new clients should come."""
         return self._trouble()
 
+    def worker(self, worker: str) -> WorkerEntry | None:
+        """One worker as ``GET /workers`` shows it; None when it was never named."""
+        view = self._pool.worker(worker)
+        return None if view is None else self._entry(view)
+
     def workers(self) -> Workers:
         """``GET /workers``."""
-        entries = [
-            WorkerEntry(
-                id=view.id,
-                region=view.region,
-                capacity=view.capacity,
-                sessions=self._roster.sessions(view.id),
-                state=view.state,
-                fronts=list(view.fronts),
-                address=view.address,
-            )
-            for view in self._pool.workers()
-        ]
+        entries = [self._entry(view) for view in self._pool.workers()]
         return Workers(entries, Ring(self._settings.hash_replicas, self._pool.points, self._pool.digest))
+
+    def _entry(self, view: WorkerView) -> WorkerEntry:
+        return WorkerEntry(
+            id=view.id,
+            region=view.region,
+            capacity=view.capacity,
+            sessions=self._roster.sessions(view.id),
+            state=view.state,
+            fronts=list(view.fronts),
+            address=view.address,
+            why=view.why,
+        )
 
     def explain(self, address: str, region: str | None) -> Explanation:
         """``GET /workers/assign``. Raises ``ValueError`` for what is not an address."""
@@ -261,7 +163,7 @@ class FrontViews:
             position=found.position.range,
             point=found.position.point,
             pin=found.pin,
-            skipped=[SkippedWorker(skipped.worker, skipped.reason) for skipped in found.skipped],
+            skipped=[SkippedWorker(skipped.worker, skipped.reason, skipped.why) for skipped in found.skipped],
         )
 
     def throttle(self, caller: Caller) -> float:

@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.drain import Drain
+from kollator.gate import Gate
 from kollator.guard.tickets import TicketBook
 from kollator.guard.turn import IceServers
 from kollator.observe.metrics import Counters, Gauges, Metrics, add
@@ -27,7 +28,7 @@ from kollator.signaling.switchboard import Switchboard
 from kollator.state.rows import FrontRow
 from kollator.state.store import Store
 from kollator.state.writer import Writer
-from kollator.views import FrontViews, Gate, Standing
+from kollator.views import FrontViews, Standing
 from kollator.web.answers import ClusterNode
 from kollator.web.door import DoorFactory
 from kollator.web.pages import load_assets
@@ -94,7 +95,7 @@ class Front:
         self.wires: list[Wire] = []
         self.pings: list[tuple[str, int]] = []
         self.writer = Writer(self.store, self.disk, clock)
-        self.pool = Pool(replicas=settings.hash_replicas)
+        self.pool = Pool(replicas=settings.hash_replicas, panic_threshold=settings.panic_threshold)
         self.roster = Roster(settings.node_id, 1)
         self.metrics = Metrics(self.counters, Gauges(), node=settings.node_id, version="0")
         self.gate = Gate(settings, lambda: self.drain.draining, self.counters.refuse)
@@ -113,6 +114,7 @@ class Front:
             counted=lambda cause: add(self.counters.workers_lost, cause),
             soon=lambda call: clock.callLater(0, call),
         )
+        self.writer.committed = self.registry.committed
         self._random = 0
         self.switchboard = Switchboard(
             node=settings.node_id,

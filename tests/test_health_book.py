@@ -126,7 +126,8 @@ class HealthBookTests(SynchronousTestCase):
         self.assertEqual(self.book.answered("w1", 3.0, number), Answer(0.0, 2.0))  # until 5.0
         self.number(4.0)
         self.assertEqual(self.book.recovered(5.0), [])
-        self.assertEqual(self.book.overdue(5.0), [])  # it was not usable
+        self.assertEqual(self.book.overdue(5.0), ["w1"])  # it was not usable, but neither was it silent
+        self.assertEqual(self.book.overdue(5.0), [])
         self.assertEqual(self.book.answered("w1", 5.0, self.number(5.0)), Answer(0.0, 4.0))
 
     def test_silence_is_not_quiet(self) -> None:
@@ -242,10 +243,11 @@ class HealthBookTests(SynchronousTestCase):
     )
     @settings(max_examples=100, deadline=None)
     def test_never_contradicts_itself(self, events, interval_s: float) -> None:
-        """Without it some course of events could lose a worker twice, or bring back one that is silent."""
+        """Without it some course of events could tell a silence twice, or bring back one that is silent."""
         book = HealthBook(1.0, interval_s)
         now = 5.0
         usable: set[str] = set()
+        silent: set[str] = set()
         pending: dict[str, tuple[int, float]] = {}
         for kind, which, step in events:
             now += step
@@ -253,26 +255,30 @@ class HealthBookTests(SynchronousTestCase):
             if kind == "j":
                 hold_s = book.joined(worker, now, step)
                 pending.pop(worker, None)
+                silent.discard(worker)
                 if hold_s == 0.0 and book.standing(worker) == "usable":
                     usable.add(worker)
             elif kind == "l":
                 book.left(worker, now)
                 usable.discard(worker)
+                silent.discard(worker)
                 pending.pop(worker, None)
             elif kind == "a" and worker in pending:
                 number, sent = pending.pop(worker)
                 was_silent = book.standing(worker) == "silent"
                 answer = book.answered(worker, now, number)
                 if answer is not None:
+                    silent.discard(worker)
                     self.assertAlmostEqual(answer.rtt_s, now - sent)
                     self.assertEqual(answer.hold_s is not None, was_silent)
                     self.assertNotEqual(book.standing(worker), "silent")
             else:
                 for lost in book.overdue(now):
-                    self.assertIn(lost, usable)
-                    usable.remove(lost)
+                    self.assertNotIn(lost, silent)
+                    silent.add(lost)
+                    usable.discard(lost)
                 for back in book.recovered(now):
-                    self.assertNotIn(back, usable)
+                    self.assertNotIn(back, usable | silent)
                     usable.add(back)
                 for ping in book.due(now):
                     self.assertIsInstance(ping, Ping)

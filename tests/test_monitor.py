@@ -25,8 +25,8 @@ class MonitorTests(SynchronousTestCase):
             HealthBook(1.0, 1.0),
             clock,
             ping=lambda worker, number: self.pings.append((worker, number)),
-            unwell=lambda worker, why: self.noted.append(("unwell", worker)),
-            well=lambda worker: self.noted.append(("well", worker)),
+            unwell=lambda worker, why, said: self.noted.append(("unwell", why)),
+            well=lambda worker, why: self.noted.append(("well", why)),
             phase=lambda: 0.5,
             answered=self.answers.append,
         )
@@ -54,11 +54,30 @@ class MonitorTests(SynchronousTestCase):
         self.turn(1.45)
         self.assertEqual(self.noted, [])
         self.turn(0.15)
-        self.assertEqual(self.noted, [("unwell", "w1")])
+        self.assertEqual(self.noted, [("unwell", "ping")])
         self.turn(0.9, answer=True)
         self.assertEqual(len(self.noted), 1)
+        self.turn(0.2, answer=True)
+        # The new reason first: with none at all for a moment, clients would be sent to it.
+        self.assertEqual(self.noted[1:], [("unwell", "hold-down"), ("well", "ping")])
         self.turn(2.0, answer=True)
-        self.assertEqual(self.noted, [("unwell", "w1"), ("well", "w1")])
+        self.assertEqual(self.noted[3:], [("well", "hold-down")])
+
+    def test_silence_during_the_hold_down(self) -> None:
+        """One that is silent again before it was back is told to be silent, not to be waiting for ever."""
+        self.monitor.joined("w1")
+        for _ in range(3):  # the second and the third hold-down are longer than a ping takes
+            for _ in range(200):
+                if ("unwell", "ping") not in self.noted:
+                    self.turn(TURN_S)
+            self.assertEqual(self.noted[-1:], [("unwell", "ping")])
+            self.noted.clear()
+            for _ in range(200):
+                if not self.noted:
+                    self.turn(TURN_S, answer=True)
+            self.assertEqual(self.noted, [("unwell", "hold-down"), ("well", "ping")])
+        self.turn(10.0, answer=True)
+        self.assertEqual(self.noted[2:], [("well", "hold-down")])
 
     def test_round_trip(self) -> None:
         """The time of an answer is measured, for the histogram."""
@@ -85,9 +104,9 @@ class MonitorTests(SynchronousTestCase):
             self.monitor.left("w1")
         self.noted.clear()
         self.monitor.joined("w1")
-        self.assertEqual(self.noted, [("unwell", "w1")])
+        self.assertEqual(self.noted, [("unwell", "hold-down")])
         self.turn(10.0, answer=True)
-        self.assertEqual(self.noted, [("unwell", "w1"), ("well", "w1")])
+        self.assertEqual(self.noted, [("unwell", "hold-down"), ("well", "hold-down")])
 
     def test_left(self) -> None:
         """One that is gone is neither pinged nor called silent."""

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.pool import assignment
-from kollator.pool.assignment import PREFERENCE, Candidate, Placed, Rings
+from kollator.pool.assignment import Candidate, Placed, Rings
 from kollator.pool.ring import key_hash
+from kollator.pool.standing import PREFERENCE
 
 workers = st.dictionaries(
     st.sampled_from([f"w{number}" for number in range(30)]),

@@ -6,10 +6,12 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
 from kollator.pool.workersfile import Entry
 from kollator.registry import Registry
 from kollator.signaling.connection import Claim
-from kollator.state.rows import AttachmentRow, FrontRow, Row, WorkerRow
+from kollator.state.rows import WHYS, AttachmentRow, FrontRow, Row, WorkerRow
 from tests.fronts import FrontTestCase
 from tests.wires import PEER, read_frames, text_frame
 
@@ -60,7 +62,7 @@ class JoiningTests(RegistryTestCase):
         self.assertEqual((self.state("w1"), len(self.front.roster)), (None, 0))
         connection.execute("PRAGMA query_only=OFF").fetchall()
         self.front.advance(1.0)
-        self.assertEqual((self.state("w1"), self.stored("w1")), (None, "down"))
+        self.assertEqual((self.state("w1"), self.stored("w1")), ("down", "down"))
 
     def test_worker_that_the_store_refuses(self) -> None:
         """What can never be stored is refused once, and does not keep others away."""
@@ -110,12 +112,12 @@ class JoiningTests(RegistryTestCase):
             told.append((worker, address))
             return {"w1": Entry("eu", None), "w2": Entry(None, 7)}.get(worker)
 
-        registry = Registry(
+        listing = Registry(
             self.front.pool, self.front.roster, self.front.writer,
             lost=lambda workers: None, joined=lambda worker: None, left=lambda worker, politely: None, listed=listed,
         )
         for name in ("w1", "w2", "w3"):
-            registry.worker_joined(self.front.claim(name, "us", 50), lambda stored: None)
+            listing.worker_joined(self.front.claim(name, "us", 50), lambda stored: None)
         views = {view.id: (view.region, view.capacity) for view in self.front.pool.workers()}
         self.assertEqual(views, {"w1": ("eu", 50), "w2": ("us", 7), "w3": ("us", 50)})
         self.assertEqual(told[0], ("w1", "192.0.2.50"))
@@ -145,9 +147,9 @@ class LosingTests(RegistryTestCase):
         self.front.disk.held = True
         self.front.registry.worker_status("w1", 100, False)
         self.assertEqual((self.state("w1"), self.stored("w1")), ("full", "up"))
-        self.front.registry.worker_unwell("w1", "a test")
+        self.front.registry.worker_unwell("w1", "ping", "a test")
         self.assertEqual((self.state("w1"), self.stored("w1")), ("down", "up"))
-        self.front.registry.worker_well("w1")
+        self.front.registry.worker_well("w1", "ping")
         self.assertEqual((self.state("w1"), self.stored("w1")), ("full", "up"))
         self.front.registry.worker_left(claim)
         while len(self.front.disk):
@@ -156,14 +158,58 @@ class LosingTests(RegistryTestCase):
 
     def test_causes(self) -> None:
         """An operator tells workers that went from workers that fell silent."""
-        claims = [self.front.worker(f"w{number}") for number in range(3)]
+        claims = [self.front.worker(f"w{number}") for number in range(6)]
         self.front.registry.worker_left(claims[0])
         self.front.registry.worker_left(claims[0])
-        self.front.registry.worker_unwell("w1", "a test")
-        self.front.registry.worker_unwell("w1", "a test")
+        self.front.registry.worker_unwell("w1", "ping", "a test")
+        self.front.registry.worker_unwell("w1", "ping", "a test")
         self.front.registry.worker_left(claims[1])
         self.front.registry.worker_left(claims[2])
-        self.assertEqual(self.lost(), {"closed": 2, "ping": 1})
+        self.front.registry.worker_unwell("w3", "hold-down", "a test")
+        self.front.registry.worker_unwell("w4", "probe", "a test")
+        self.front.registry.worker_unwell("w5", "webrtc", "a test")
+        self.assertEqual(self.lost(), {"closed": 2, "ping": 2, "probe": 1, "webrtc": 1})
+
+    def test_several_reasons(self) -> None:
+        """A worker that answers pings would come back with its probe still failing, to the disk and to the pool."""
+        self.front.worker("w1")
+        for why in WHYS:
+            self.front.registry.worker_unwell("w1", why, "a test")
+        said: list[tuple[str | None, str]] = []
+        for why in WHYS:
+            view = self.front.pool.worker("w1")
+            said.append((self.state("w1"), view.why if view is not None else "gone"))
+            self.assertIn(AttachmentRow("w1", "front-1", 1, "down", why), self.front.store.rows())
+            self.front.registry.worker_well("w1", why)
+        self.assertEqual(said, [("down", why) for why in WHYS])
+        self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("up", "up", {"ping": 1}))
+
+    def test_one_line_in_the_log_for_each_reason(self) -> None:
+        """A check that fails once a second for a day would fill the disk with what is known."""
+        self.front.worker("w1")
+        lines: list[str] = []
+
+        def noted(event: LogEvent) -> None:
+            text = formatEvent(event)
+            if "well" in text:
+                lines.append(text)
+
+        globalLogPublisher.addObserver(noted)  # type: ignore[arg-type]
+        self.addCleanup(globalLogPublisher.removeObserver, noted)  # type: ignore[arg-type]
+        for worker in ("w1", "w1", "stranger"):
+            self.front.registry.worker_unwell(worker, "probe", "no route")
+            self.front.registry.worker_unwell(worker, "ping", "no answer")
+        for worker in ("w1", "w1", "stranger"):
+            self.front.registry.worker_well(worker, "ping")
+            self.front.registry.worker_well(worker, "probe")
+        self.assertEqual(
+            lines,
+            [
+                "worker w1 is not well (probe): no route",
+                "worker w1 is not well (ping): no answer",
+                "worker w1 is well again",
+            ],
+        )
 
     def test_clients_are_told_once(self) -> None:
         """Workers that are lost together are told of together: each message to all clients costs the loop its time."""
@@ -241,6 +287,15 @@ class LosingTests(RegistryTestCase):
             self.front.monitor.turn()
         self.assertEqual((self.state("w1"), self.stored("w1"), self.lost()), ("down", "down", {"ping": 1}))
         self.assertEqual(self.told(wire), [("worker-lost", "w1")])
+        seen: list[str] = []
+        while self.state("w1") != "up" and self.front.clock.seconds() < 60.0:
+            self.front.clock.advance(0.05)
+            self.front.pings.clear()
+            self.front.monitor.turn()
+            for worker, number in self.front.pings:
+                self.front.monitor.ponged(worker, b"%d" % number)
+            seen += [row.why for row in self.front.store.rows() if isinstance(row, AttachmentRow)]
+        self.assertEqual(list(dict.fromkeys(seen)), ["ping", "hold-down", ""])
 
 
 class ClusterTests(RegistryTestCase):

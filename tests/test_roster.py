@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.pool.roster import Roster
-from kollator.state.rows import AttachmentRow, AttachmentState, Row, WorkerRow
+from kollator.state.rows import WHYS, AttachmentRow, AttachmentState, Row, Why, WorkerRow
 
 W1 = WorkerRow("w1", "eu", 10, "192.0.2.1")
 
@@ -19,9 +19,9 @@ class RosterTests(SynchronousTestCase):
         """An empty roster of the front's third life."""
         self.roster = Roster("f1", 3)
 
-    def attached(self, state: AttachmentState) -> list[Row]:
+    def attached(self, state: AttachmentState, why: Why = "") -> list[Row]:
         """The row that says so."""
-        return [AttachmentRow("w1", "f1", 3, state)]
+        return [AttachmentRow("w1", "f1", 3, state, why)]
 
     def test_joined_and_left(self) -> None:
         """Both rows come with a registration, one goes with the connection."""
@@ -63,11 +63,50 @@ class RosterTests(SynchronousTestCase):
         """Down before draining before full; what was told meanwhile counts when the worse is over."""
         self.roster.joined(W1, None)
         self.assertEqual(self.roster.status("w1", 10, True), self.attached("draining"))
-        self.assertEqual(self.roster.unwell("w1"), self.attached("down"))
-        self.assertEqual(self.roster.unwell("w1"), [])
+        self.assertEqual(self.roster.unwell("w1", "ping"), self.attached("down", "ping"))
+        self.assertEqual(self.roster.unwell("w1", "ping"), [])
         self.assertEqual(self.roster.status("w1", 10, False), [])
-        self.assertEqual(self.roster.well("w1"), self.attached("full"))
-        self.assertEqual(self.roster.well("w1"), [])
+        self.assertEqual(self.roster.well("w1", "ping"), self.attached("full"))
+        self.assertEqual(self.roster.well("w1", "ping"), [])
+
+    def test_reasons(self) -> None:
+        """A worker that answers pings must not come back while its data channels fail, nor the other way round."""
+        self.roster.joined(W1, None)
+        self.assertEqual(self.roster.unwell("w1", "webrtc"), self.attached("down", "webrtc"))
+        self.assertEqual(self.roster.unwell("w1", "probe"), self.attached("down", "probe"))
+        self.assertEqual(self.roster.unwell("w1", "hold-down"), self.attached("down", "hold-down"))
+        self.assertEqual(self.roster.unwell("w1", "ping"), self.attached("down", "ping"))
+        self.assertEqual(self.roster.whys("w1"), list(WHYS))
+        self.assertEqual(self.roster.well("w1", "probe"), [])
+        self.assertEqual(self.roster.well("w1", "ping"), self.attached("down", "hold-down"))
+        self.assertEqual(self.roster.well("w1", "hold-down"), self.attached("down", "webrtc"))
+        self.assertEqual(self.roster.well("w1", "webrtc"), self.attached("up"))
+        self.assertEqual(self.roster.whys("w1"), [])
+
+    def test_reasons_go_with_the_connection(self) -> None:
+        """A worker that was restarted because it was broken would stay out for what its former life did."""
+        self.roster.joined(W1, None)
+        self.roster.unwell("w1", "webrtc")
+        self.assertEqual(self.roster.joined(W1, None), [W1, *self.attached("up")])
+        self.assertEqual(self.roster.whys("w1"), [])
+        self.roster.unwell("w1", "ping")
+        self.assertEqual(self.roster.left("w1", None), self.attached("down"))
+
+    def test_relisted(self) -> None:
+        """An operator who corrects a capacity would wait for the next status before it shows in who is full."""
+        said = WorkerRow("w1", "us", 50, "192.0.2.1")
+        self.roster.joined(W1, None, said)
+        self.assertEqual((self.roster.said("w1"), self.roster.workers()), (said, ["w1"]))
+        self.roster.status("w1", 10, False)
+        self.assertEqual(self.roster.relisted(W1), [])
+        self.assertEqual(self.roster.relisted(said), [said, *self.attached("up")])
+        self.assertEqual(self.roster.rows("w1"), [said, *self.attached("up")])
+        small = WorkerRow("w1", "us", 5, "192.0.2.1")
+        self.assertEqual(self.roster.relisted(small), [small, *self.attached("full")])
+        moved = WorkerRow("w1", "eu", 11, "192.0.2.1")
+        self.assertEqual(self.roster.relisted(moved), [moved])  # 10 of 11: neither full nor relieved
+        self.assertEqual(self.roster.relisted(WorkerRow("w2")), [])
+        self.assertEqual((self.roster.said("w1"), self.roster.said("w2")), (said, None))
 
     def test_truth(self) -> None:
         """What a merge may have put into the store of this front's own attachments is put right by this."""
@@ -79,8 +118,8 @@ class RosterTests(SynchronousTestCase):
         """A front that begins another life takes its workers along as they are."""
         self.roster.joined(W1, None)
         self.roster.joined(WorkerRow("w2"), None)
-        self.roster.unwell("w2")
-        moved = [AttachmentRow("w1", "f1", 4, "up"), AttachmentRow("w2", "f1", 4, "down")]
+        self.roster.unwell("w2", "probe")
+        moved = [AttachmentRow("w1", "f1", 4, "up"), AttachmentRow("w2", "f1", 4, "down", "probe")]
         self.assertEqual(self.roster.renewed(4), moved)
         self.assertEqual([self.roster.truth("w1"), self.roster.truth("w2")], moved)
         self.assertEqual(self.roster.status("w1", 10, False), [AttachmentRow("w1", "f1", 4, "full")])
@@ -89,16 +128,17 @@ class RosterTests(SynchronousTestCase):
     def test_strangers(self) -> None:
         """Nothing is written of a worker that is not here."""
         for rows in (
-            self.roster.status("w2", 1, False), self.roster.unwell("w2"), self.roster.well("w2"),
+            self.roster.status("w2", 1, False), self.roster.unwell("w2", "ping"), self.roster.well("w2", "ping"),
             self.roster.left("w2", None), self.roster.rows("w2"),
         ):
             self.assertEqual(rows, [])
-        self.assertEqual(self.roster.sessions("w2"), 0)
+        self.assertEqual((self.roster.sessions("w2"), self.roster.whys("w2")), (0, []))
 
     steps = st.lists(
         st.one_of(
             st.tuples(st.just("status"), st.integers(0, 12), st.booleans()),
-            st.sampled_from([("unwell",), ("well",), ("joined",), ("left",)]),
+            st.tuples(st.sampled_from(["unwell", "well"]), st.sampled_from(WHYS)),
+            st.sampled_from([("joined",), ("left",)]),
         ),
         max_size=30,
     )

@@ -7,27 +7,26 @@ grow with the number of full workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from functools import lru_cache
+from hashlib import blake2b
+from heapq import merge
 from itertools import islice, product
 from typing import Literal, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from kollator.pool.ring import RING_SIZE, Ring, point_hashes, position_of
+from kollator.pool.standing import PREFERENCE, UsableState
 
-UsableState = Literal["up", "full", "draining"]
-State = Literal["up", "full", "draining", "down"]
 Reason = Literal["ring", "pinned", "pin-fallback", "other-region", "overflow", "no-workers"]
 SkipReason = Literal["excluded", "full", "draining", "other-region", "down", "unknown"]
 
-PREFERENCE: tuple[UsableState, ...] = ("up", "full", "draining")
-"""States in the order in which workers are taken: full ones when no other is left, draining ones last."""
-
 SKIPPED_MAX = 32
 """The most workers that an assignment names as passed by; who needs more reads ``/workers``."""
-
-
+UNWELL_POINTS = 20_000
+"""No more points are computed to say which unwell workers were passed by: some milliseconds' worth."""
 PLACING = 4
 """Putting a point on a ring takes so many times what sweeping one takes."""
 PLACED_AT_ONCE = 4_096
@@ -44,12 +43,14 @@ class WorkerRef(Struct, frozen=True):
 class Skipped(Struct, frozen=True):
     """A worker that was passed by.
 
-    ``excluded`` by the caller, ``full`` or ``draining`` as it said, ``other-region`` than the one asked for;
-    ``down`` and ``unknown`` only for the worker of a pin.
+    ``excluded`` by the caller, ``full`` or ``draining``, ``other-region`` than the one asked for, ``down`` although
+    connected; the worker of a pin also when it is ``down`` and gone, or ``unknown``. ``why`` is ``operator`` where an
+    operator drains it, and the reason (see ``rows.Unwell``) where it is connected and not well.
     """
 
     worker: str
     reason: SkipReason
+    why: str = ""
 
 
 class RingPosition(Struct, frozen=True):
@@ -78,7 +79,7 @@ class Assignment(Struct, frozen=True):
 
     ``region`` is the worker's. ``alternates`` are who would follow, never in a worse state than the worker.
     ``skipped`` (at most ``SKIPPED_MAX``) are those that lie nearer on the ring, or in the region asked for,
-    nearest first.
+    nearest first, and unwell ones that would have been taken instead.
     """
 
     address: str
@@ -115,21 +116,52 @@ class Rings:
     A region's ring says what walking the common one and passing by all others would say. So it is made only when
     the region is asked for, in slices where it is large, and until it is whole the common one is walked. The region
     ``""`` is no region: asking for it means any.
+
+    Who is not ``walked`` is known here and lies on no ring, which saves the time of putting it there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, walked: bool = True) -> None:
         self.placed: dict[str, Placed] = {}
         self.points = 0
+        self.digest = 0
+        """The sum of the hashes of all that is placed (see ``Pool.digest``)."""
+        self.joined: Rings | None = None
+        """Others that are walked along with these, as if all lay on the same rings."""
+        self._walked = walked
         self._rings: dict[tuple[UsableState, str], Ring] = {}
         self._members: dict[tuple[UsableState, str], set[str]] = {}
         self._unplaced: dict[str, list[str]] = {}  # for each region with a ring of its own, who is not on it yet
         # A worker may go on two rings one after the other.
         self._points_of = lru_cache(maxsize=2)(point_hashes)
 
+    def place_of(self, worker: str) -> Placed | None:
+        """Say where a worker is placed, here or in those that were joined; None when it is in neither."""
+        placed = self.placed.get(worker)
+        return placed if placed is not None or self.joined is None else self.joined.placed.get(worker)
+
     def count(self, state: UsableState) -> int:
-        """Count the workers of a state."""
+        """Count the workers of a state, those that were joined too."""
         ring = self._rings.get((state, ""))
-        return len(ring) if ring is not None else 0
+        own = len(ring) if ring is not None else 0
+        return own if self.joined is None else own + self.joined.count(state)
+
+    def update(self, workers: Iterable[str], places: Mapping[str, Placed]) -> None:
+        """Place these workers as ``places`` has them; who is not in it is taken out."""
+        leaving: list[str] = []
+        entering: dict[str, Placed] = {}
+        for worker in workers:
+            before, after = self.placed.get(worker), places.get(worker)
+            if before == after:
+                continue
+            if before is not None:
+                leaving.append(worker)
+                self.digest -= element("worker", worker, *before)
+            if after is not None:
+                entering[worker] = after
+                self.digest += element("worker", worker, *after)
+        self.remove_all(leaving)
+        for worker, placed in entering.items():
+            self.add(worker, placed)
 
     def remove_all(self, workers: Iterable[str]) -> None:
         """Take workers out. Raises ``KeyError`` when one is not there."""
@@ -137,6 +169,8 @@ class Rings:
         for worker in workers:
             region, points, state = self.placed.pop(worker)
             self.points -= points
+            if not self._walked:
+                continue
             leaving.setdefault((state, ""), []).append(worker)
             if region:
                 leaving.setdefault((state, region), []).append(worker)
@@ -157,14 +191,15 @@ class Rings:
     def add(self, worker: str, placed: Placed) -> None:
         """Put a worker in. Raises ``ValueError`` as ``Ring.add`` does."""
         region, points, state = placed
-        self._put(worker, points, (state, ""))
-        if region:
-            self._members.setdefault((state, region), set()).add(worker)
-            unplaced = self._unplaced.get(region)
-            if unplaced:
-                unplaced.append(worker)
-            elif unplaced is not None:
-                self._put(worker, points, (state, region))
+        if self._walked:
+            self._put(worker, points, (state, ""))
+            if region:
+                self._members.setdefault((state, region), set()).add(worker)
+                unplaced = self._unplaced.get(region)
+                if unplaced:
+                    unplaced.append(worker)
+                elif unplaced is not None:
+                    self._put(worker, points, (state, region))
         self.placed[worker] = placed
         self.points += points
 
@@ -217,6 +252,16 @@ class Rings:
         self, state: UsableState, region: str, hash64: int, without: Set[str]
     ) -> Iterator[tuple[str, int]]:
         """Walk the workers of a state and a region, ``""`` for all, as ``Ring.steps`` does."""
+        own = self._own_steps(state, region, hash64, without)
+        if self.joined is None:
+            return own
+        start = position_of(hash64)
+        others = self.joined._own_steps(state, region, hash64, without)
+        return merge(own, others, key=lambda step: ((step[1] - start) % RING_SIZE, step[0]))
+
+    def _own_steps(
+        self, state: UsableState, region: str, hash64: int, without: Set[str]
+    ) -> Iterator[tuple[str, int]]:
         if not region or self._is_whole(region):
             ring = self._rings.get((state, region))
             if ring is not None:
@@ -245,15 +290,24 @@ class Rings:
                 yield Candidate(worker, position, state)
 
     def passed_by(
-        self, hash64: int, region: str, excluded: Collection[str], chosen: Candidate | None
+        self,
+        hash64: int,
+        region: str,
+        excluded: Collection[str],
+        chosen: Candidate | None,
+        unwell: Mapping[str, Placed],
     ) -> list[Skipped]:
-        """Name, nearest first, whom a search passed by before it took ``chosen`` (None: it found nobody)."""
+        """Name, nearest first, whom a search passed by before it took ``chosen`` (None: it found nobody).
+
+        ``unwell`` are some that were not searched; those are named that would have been taken before ``chosen``.
+        """
         start = position_of(hash64)
         if chosen is None:
             reach, rank, abroad = RING_SIZE, len(PREFERENCE), True
         else:
             reach, rank = (chosen.position - start) % RING_SIZE, PREFERENCE.index(chosen.state)
-            abroad = self.placed[chosen.worker].region != region
+            place = self.place_of(chosen.worker)
+            abroad = place is None or place.region != region
         found: dict[str, int] = {}
         for state, of_region in product(PREFERENCE, {"", region}):
             # Of a region that had nobody everyone was passed by, and so was everyone in a better state.
@@ -264,11 +318,31 @@ class Rings:
                     break
                 if chosen is None or worker != chosen.worker:
                     found[worker] = distance
+        last = (rank, bool(region) and abroad, reach)
+        points_left = UNWELL_POINTS
+        for worker, placed in unwell.items():
+            if points_left > 0:
+                points_left -= placed.points
+                points = self._points_of(worker, placed.points)
+                distance = min((position_of(point) - start) % RING_SIZE for point in points)
+                if (PREFERENCE.index(placed.state), bool(region) and placed.region != region, distance) < last:
+                    found[worker] = distance
         nearest = sorted(found, key=lambda worker: (found[worker], worker))[:SKIPPED_MAX]
-        return [Skipped(worker, self._why_not(worker, excluded, rank)) for worker in nearest]
+        return [
+            Skipped(worker, "down" if worker in unwell else self._why_not(worker, excluded, rank))
+            for worker in nearest
+        ]
 
     def _why_not(self, worker: str, excluded: Collection[str], rank: int) -> SkipReason:
         if worker in excluded:
             return "excluded"
-        state = self.placed[worker].state
-        return state if state != "up" and PREFERENCE.index(state) > rank else "other-region"
+        place = self.place_of(worker)
+        if place is None or place.state == "up" or PREFERENCE.index(place.state) <= rank:
+            return "other-region"
+        return place.state
+
+
+def element(*content: str | int) -> int:
+    """Hash one element of the pool's digest; JSON keeps its parts apart."""
+    encoded = msgspec.json.encode(content)
+    return int.from_bytes(blake2b(encoded, digest_size=32, person=b"kollator digest").digest(), "big")

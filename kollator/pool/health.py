@@ -198,7 +198,7 @@ class HealthBook:
         return Answer(now - entry.sent_at, hold_s)
 
     def overdue(self, now: float) -> list[str]:
-        """Name the workers that were usable and now are not, because a ping went unanswered; each once."""
+        """Name the workers that have fallen silent, for a ping went unanswered: usable and held ones; each once."""
         self._expire(now)
         overdue, self._overdue = self._overdue, []
         return [worker for worker in overdue if worker in self._workers]
@@ -228,7 +228,7 @@ class HealthBook:
                 self._deadlines.put(worker, now + self.timeout_s)
                 continue
             entry.number = None
-            if entry.standing == "usable":
+            if entry.standing != "silent":
                 self._overdue.append(worker)
             self._fall(worker, entry, now, closed=False)
 

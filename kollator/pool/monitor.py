@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from kollator.clock import Clock
 from kollator.pool.health import HealthBook
+from kollator.state.rows import Unwell
 
 TURN_S = 0.05
 """How often the book is asked, in seconds: how exact the time-out is."""
@@ -19,8 +20,9 @@ _NUMBER_DIGITS = 20
 class HealthMonitor:
     """Watches the workers of one front.
 
-    ``ping`` sends a ping with a number to a worker's connection. ``unwell`` (with the reason) and ``well`` are called
-    when a worker becomes unusable and usable again; ``phase`` draws a number from 0 to 1 that spreads the pings over
+    ``ping`` sends a ping with a number to a worker's connection. ``unwell`` is called with a worker, the reason and a
+    sentence for the log, ``well`` when that reason is over: ``ping`` while it is silent, ``hold-down`` while it waits
+    after it came back. ``phase`` draws a number from 0 to 1 that spreads the pings over
     the interval; ``answered`` takes each round trip in seconds.
     """
 
@@ -30,8 +32,8 @@ class HealthMonitor:
         clock: Clock,
         *,
         ping: Callable[[str, int], object],
-        unwell: Callable[[str, str], object],
-        well: Callable[[str], object],
+        unwell: Callable[[str, Unwell, str], object],
+        well: Callable[[str, Unwell], object],
         phase: Callable[[], float],
         answered: Callable[[float], object] = lambda rtt_s: None,
     ) -> None:
@@ -47,7 +49,7 @@ class HealthMonitor:
         """The worker is connected to this front now."""
         hold_s = self._book.joined(worker, self._clock.seconds(), self._phase())
         if hold_s > 0:
-            self._unwell(worker, f"it came back after falling out and is held down for {hold_s:g} s")
+            self._unwell(worker, "hold-down", f"it came back after falling out and is held down for {hold_s:g} s")
 
     def left(self, worker: str, politely: bool = False) -> None:
         """The connection is gone; ``politely`` when the worker itself closed it in order."""
@@ -59,13 +61,16 @@ class HealthMonitor:
             answer = self._book.answered(worker, self._clock.seconds(), int(payload))
             if answer is not None:
                 self._answered(answer.rtt_s)
+                if answer.hold_s is not None:  # first the new reason: it must not be well for a moment in between
+                    self._unwell(worker, "hold-down", f"it answers again and is held down for {answer.hold_s:g} s")
+                    self._well(worker, "ping")
 
     def turn(self) -> None:
         """One round: who fell silent, who is back, whom to ping."""
         now = self._clock.seconds()
         for worker in self._book.overdue(now):
-            self._unwell(worker, "it did not answer a ping in time")
+            self._unwell(worker, "ping", "it did not answer a ping in time")
         for worker in self._book.recovered(now):
-            self._well(worker)
+            self._well(worker, "hold-down")
         for ping in self._book.due(now):
             self._ping(ping.worker, ping.number)

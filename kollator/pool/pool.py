@@ -6,14 +6,12 @@ come before those it refers to. Fronts that hold the same rows give the same ans
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from hashlib import blake2b
+from collections.abc import Collection, Iterable, Set
+from heapq import nsmallest
 
-import msgspec
 from msgspec import Struct
 
 from kollator.pool.assignment import (
-    PREFERENCE,
     SKIPPED_MAX,
     Assignment,
     Candidate,
@@ -23,19 +21,23 @@ from kollator.pool.assignment import (
     Rings,
     Skipped,
     SkipReason,
-    State,
-    UsableState,
     WorkerRef,
+    element,
 )
 from kollator.pool.ranges import PinTable, canonical_cidr, cidr_order, parse_address, range_of
 from kollator.pool.ring import key_hash, position_of, weight
-from kollator.state.rows import AttachmentRow, FrontRow, PinRow, Row, WorkerRow
+from kollator.pool.standing import PREFERENCE, Standings, State
+from kollator.state.rows import AttachmentRow, DrainRow, FrontRow, PinRow, Row, WorkerRow
 
 _DIGEST_SIZE = 1 << 256
 
 
 class WorkerView(Struct, frozen=True):
-    """A worker as all fronts see it. ``fronts`` are the live ones that hold it, sorted."""
+    """A worker as all fronts see it.
+
+    ``fronts`` are as ``Pool.fronts_of`` names them. ``why`` is the reason of a worker that is connected and not well
+    (see ``rows.Unwell``), ``operator`` for one that an operator drains, else empty.
+    """
 
     id: str
     region: str
@@ -43,6 +45,7 @@ class WorkerView(Struct, frozen=True):
     state: State
     fronts: tuple[str, ...]
     address: str
+    why: str = ""
 
 
 class Counts(Struct, frozen=True):
@@ -58,22 +61,27 @@ class Counts(Struct, frozen=True):
 class Pool:
     """The mapping of ranges to workers that follows from the rows applied so far.
 
-    ``replicas`` is the number of ring points of a worker of capacity 100.
+    ``replicas`` is the number of ring points of a worker of capacity 100. ``panic_threshold`` is in percent: when
+    less of the connected workers than that are well, those that are not count as ``up`` too, for they cannot all be
+    broken, and the few that are left would break under the load (the panic threshold of Envoy). 0: never.
+    Raises ``ValueError`` when one of them is out of range.
     """
 
-    def __init__(self, *, replicas: int = 150) -> None:
+    def __init__(self, *, replicas: int = 150, panic_threshold: float = 0.0) -> None:
         if replicas < 1:
             raise ValueError(f"a worker needs at least one point, not {replicas}")
+        if not 0.0 <= panic_threshold <= 100.0:
+            raise ValueError(f"a panic threshold is 0 to 100 percent, not {panic_threshold}")
         self.replicas = replicas
-        self._fronts: dict[str, FrontRow] = {}
+        self.panic_threshold = panic_threshold
+        self._standings = Standings()
         self._workers: dict[str, WorkerRow] = {}
-        # Attachments that are not down, by worker and front; and which workers a front has there.
-        self._held: dict[str, dict[str, AttachmentRow]] = {}
-        self._holding: dict[str, set[str]] = {}
         self._pins: dict[str, PinRow] = {}
         self._pin_table: PinTable[PinRow] = PinTable()
         self._rings = Rings()
-        self._digest = _element("replicas", replicas)
+        # A panic begins and ends at once because the unwell lie ready for it, on rings of their own.
+        self._unwell = Rings(walked=panic_threshold > 0)
+        self._digest = element("replicas", replicas)
         self._views: dict[str, WorkerView] = {}
         self._listing: list[WorkerView] | None = None
 
@@ -92,42 +100,18 @@ class Pool:
         for row in rows:
             match row:
                 case FrontRow():
-                    self._apply_front(row, affected)
+                    affected.update(self._standings.apply_front(row))
                 case WorkerRow():
                     if self._workers.get(row.id) != row:
                         self._workers[row.id] = row
                         affected.add(row.id)
                 case AttachmentRow():
-                    self._apply_attachment(row, affected)
+                    affected.update(self._standings.apply_attachment(row))
                 case PinRow():
                     self._apply_pin(row)
+                case DrainRow():
+                    affected.update(self._standings.apply_drain(row))
         return self._update(affected) if affected else ()
-
-    def _apply_front(self, row: FrontRow, affected: set[str]) -> None:
-        before = self._fronts.get(row.id)
-        self._fronts[row.id] = row
-        if before is None or (before.incarnation, before.retired) != (row.incarnation, row.retired):
-            affected |= self._holding.get(row.id, set())
-
-    def _apply_attachment(self, row: AttachmentRow, affected: set[str]) -> None:
-        held = self._held.setdefault(row.worker, {})
-        if row.state != "down":
-            if held.get(row.front) == row:
-                return
-            held[row.front] = row
-            self._holding.setdefault(row.front, set()).add(row.worker)
-        else:
-            # Down is the same as not there, and rows are never deleted: nothing is kept of it.
-            gone = held.pop(row.front, None)
-            if not held:
-                del self._held[row.worker]
-            if gone is None:
-                return
-            holding = self._holding[row.front]
-            holding.discard(row.worker)
-            if not holding:
-                del self._holding[row.front]
-        affected.add(row.worker)
 
     def _apply_pin(self, row: PinRow) -> None:
         try:
@@ -146,54 +130,34 @@ class Pool:
             self._pin_table.insert(row.cidr, row)
             self._digest += _pin_element(row)
 
-    def _update(self, affected: Collection[str]) -> tuple[str, ...]:
-        self._listing = None
-        placed = self._rings.placed
-        leaving: list[str] = []
-        entering: dict[str, Placed] = {}
-        lost: list[str] = []
+    def _update(self, affected: Set[str]) -> tuple[str, ...]:
+        rings, unwell = self._rings, self._unwell
+        usable = {worker for worker in affected if rings.place_of(worker) is not None}
+        well_places: dict[str, Placed] = {}
+        unwell_places: dict[str, Placed] = {}
         for worker in affected:
             self._views.pop(worker, None)
-            before, after = placed.get(worker), self._place_of(worker)
-            if before == after:
-                continue
-            if before is not None:
-                leaving.append(worker)
-                self._digest -= _worker_element(worker, before)
-                if after is None:
-                    lost.append(worker)
-            if after is not None:
-                entering[worker] = after
-                self._digest += _worker_element(worker, after)
-        self._rings.remove_all(leaving)
-        for worker, place in entering.items():
-            self._rings.add(worker, place)
-        return tuple(sorted(lost))
-
-    def _place_of(self, worker: str) -> Placed | None:
-        row = self._workers.get(worker)
-        state = self._state_of(worker)
-        if row is None or state is None:
-            return None
-        return Placed(row.region, weight(row.capacity, self.replicas), state)
-
-    def _state_of(self, worker: str) -> UsableState | None:
-        states = {row.state for row in self._held.get(worker, {}).values() if self._in_force(row)}
-        for state in reversed(PREFERENCE):
-            if state in states:
-                return state
-        return None
-
-    def _in_force(self, row: AttachmentRow) -> bool:
-        front = self._fronts.get(row.front)
-        return front is not None and front.retired < front.incarnation == row.incarnation
+            row, standing = self._workers.get(worker), self._standings.of(worker)
+            if row is not None and standing is not None:
+                place = Placed(row.region, weight(row.capacity, self.replicas), standing.state)
+                (unwell_places if standing.why else well_places)[worker] = place
+        self._listing = None
+        rings.update(affected, well_places)
+        unwell.update(affected, unwell_places)
+        panic_before, well = self.panic, len(rings.placed)
+        if panic_before != (100 * well < self.panic_threshold * (well + len(unwell.placed))):
+            if panic_before:
+                usable |= unwell.placed.keys() - affected
+            rings.joined = None if panic_before else unwell
+            self._views.clear()
+        return tuple(sorted(worker for worker in usable if rings.place_of(worker) is None))
 
     def sweep(self, points_max: int = 20_000) -> bool:
         """Do a slice (a few milliseconds) of the tidying that follows when many workers left at once.
 
         Nothing depends on it but memory and a little time for each assignment. Says whether more is left.
         """
-        return self._rings.sweep(points_max)
+        return self._rings.sweep(points_max) or self._unwell.sweep(points_max)
 
     # -- answers out
 
@@ -215,8 +179,8 @@ class Pool:
         ip = parse_address(address)
         text = range_of(ip)
         hash64 = key_hash(text)
-        placed = self._rings.placed
-        excluded = {worker for worker in exclude if worker in placed}
+        place_of = self._rings.place_of
+        excluded = {worker for worker in exclude if place_of(worker) is not None}
         found = self._pin_table.lookup(ip) if self._pins else None
         pin = found[1] if found is not None else None
         skipped: list[Skipped] = []
@@ -229,29 +193,30 @@ class Pool:
                 fell_back = unfit is not None
                 if unfit is None:
                     chosen = Candidate(pin.worker, -1, "up")
-                else:
-                    skipped.append(Skipped(pin.worker, unfit))
+                elif explain:
+                    skipped.append(Skipped(pin.worker, unfit, self._why(pin.worker, unfit)))
         without = excluded | {chosen.worker} if chosen is not None else excluded
         candidates = self._rings.candidates(hash64, region, without)
         if chosen is None:
             chosen = next(candidates, None)
+            if fell_back and chosen is not None and pin is not None and chosen.worker == pin.worker:
+                fell_back = False  # nobody is up, and the ring leads to the pin's worker too
+                skipped.clear()
             if explain:
-                named = {skip.worker for skip in skipped}
-                passed = self._rings.passed_by(hash64, region, excluded, chosen)
-                skipped = (skipped + [skip for skip in passed if skip.worker not in named])[:SKIPPED_MAX]
+                skipped = self._passed_by(hash64, region, exclude, chosen, skipped)
         refs: list[WorkerRef] = []
         if chosen is not None and alternates > 0:
             for candidate in candidates:
                 if candidate.state != chosen.state:
                     break
-                refs.append(WorkerRef(candidate.worker, placed[candidate.worker].region))
+                refs.append(WorkerRef(candidate.worker, self._region_of(candidate)))
                 if len(refs) >= alternates:
                     break
         return Assignment(
             address=address,
             range=text,
             worker=chosen.worker if chosen is not None else None,
-            region=placed[chosen.worker].region if chosen is not None else "",
+            region=self._region_of(chosen) if chosen is not None else "",
             state=chosen.state if chosen is not None else None,
             alternates=tuple(refs),
             reason=self._reason(chosen, region, pin, fell_back),
@@ -262,11 +227,35 @@ class Pool:
             skipped=tuple(skipped),
         )
 
+    def _region_of(self, candidate: Candidate) -> str:
+        place = self._rings.place_of(candidate.worker)
+        return place.region if place is not None else ""
+
+    def _passed_by(
+        self, hash64: int, region: str, exclude: Collection[str], chosen: Candidate | None, named: list[Skipped]
+    ) -> list[Skipped]:
+        """Add to those who are named already whom the search on the rings passed by."""
+        unwell: dict[str, Placed] = {}
+        if not self.panic and self._unwell.placed:
+            some = nsmallest(SKIPPED_MAX, self._unwell.placed.keys() - exclude)
+            unwell = {worker: self._unwell.placed[worker] for worker in some}
+        passed = self._rings.passed_by(hash64, region, exclude, chosen, unwell)
+        named_already = {skip.worker for skip in named}
+        found = [*named, *(skip for skip in passed if skip.worker not in named_already)]
+        return [Skipped(skip.worker, skip.reason, self._why(skip.worker, skip.reason)) for skip in found[:SKIPPED_MAX]]
+
+    def _why(self, worker: str, state: State | SkipReason) -> str:
+        """Say more of a worker that is down, draining or (in a panic) up."""
+        if state == "draining" and worker in self._standings.drained:
+            return "operator"
+        standing = self._standings.of(worker) if state in ("down", "up") else None
+        return standing.why if standing is not None else ""
+
     def _unfit(self, worker: str, exclude: Collection[str]) -> SkipReason | None:
         """Say why a pin's worker cannot be taken, None when it can."""
         if worker in exclude:
             return "excluded"
-        place = self._rings.placed.get(worker)
+        place = self._rings.place_of(worker)
         if place is None:
             return "down" if worker in self._workers else "unknown"
         return None if place.state == "up" else place.state
@@ -274,7 +263,7 @@ class Pool:
     def _reason(self, chosen: Candidate | None, region: str, pin: PinRow | None, fell_back: bool) -> Reason:
         if chosen is None:
             return "no-workers"
-        abroad = bool(region) and self._rings.placed[chosen.worker].region != region
+        abroad = bool(region) and self._region_of(chosen) != region
         if pin is not None and (fell_back or (abroad and not pin.worker)):
             return "pin-fallback"
         if chosen.state != "up":
@@ -288,13 +277,16 @@ class Pool:
         view = self._views.get(worker)
         row = self._workers.get(worker)
         if view is None and row is not None:
+            place = self._rings.place_of(worker)
+            state: State = place.state if place is not None else "down"
             view = self._views[worker] = WorkerView(
                 id=worker,
                 region=row.region,
                 capacity=row.capacity,
-                state=self._state_of(worker) or "down",
+                state=state,
                 fronts=self.fronts_of(worker),
                 address=row.address,
+                why=self._why(worker, state),
             )
         return view
 
@@ -305,21 +297,46 @@ class Pool:
         return list(self._listing)
 
     def fronts_of(self, worker: str) -> tuple[str, ...]:
-        """Name the live fronts that hold a worker, sorted."""
-        return tuple(sorted(row.front for row in self._held.get(worker, {}).values() if self._in_force(row)))
+        """Name the live fronts through which a worker may be used, sorted.
+
+        They are those that see it well; in a panic, where none does, all that it is connected to.
+        """
+        fronts = self._standings.well_at(worker)
+        return fronts if fronts or not self.panic else self._standings.connected_to(worker)
+
+    def connected_to(self, worker: str) -> tuple[str, ...]:
+        """Name the live fronts that a worker is connected to, well or not, sorted."""
+        return self._standings.connected_to(worker)
 
     def front(self, front: str) -> FrontRow | None:
         """Give the row of a front, None when there is none."""
-        return self._fronts.get(front)
+        return self._standings.fronts.get(front)
 
     def fronts(self) -> list[FrontRow]:
         """Give the rows of all fronts, dead ones too, sorted by id."""
-        return [self._fronts[id] for id in sorted(self._fronts)]
+        return [row for _, row in sorted(self._standings.fronts.items())]
 
     def is_alive(self, front: str) -> bool:
         """Say whether a front is known and not retired."""
-        row = self._fronts.get(front)
-        return row is not None and row.incarnation > row.retired
+        return self._standings.is_alive(front)
+
+    def drained(self, worker: str) -> bool:
+        """Say whether an operator drains a worker, known or not."""
+        return worker in self._standings.drained
+
+    def drains(self) -> list[str]:
+        """Name the workers that an operator drains, sorted."""
+        return sorted(self._standings.drained)
+
+    @property
+    def unwell(self) -> int:
+        """The number of workers that are connected to a live front and well at none."""
+        return len(self._unwell.placed)
+
+    @property
+    def panic(self) -> bool:
+        """Whether so few of the connected workers are well that the others are used too."""
+        return self._rings.joined is not None
 
     def pins(self) -> list[PinRow]:
         """Give the pins in force, in the order of their networks."""
@@ -334,7 +351,7 @@ class Pool:
     @property
     def points(self) -> int:
         """The number of points of all usable workers."""
-        return self._rings.points
+        return self._rings.points + (self._unwell.points if self.panic else 0)
 
     @property
     def digest(self) -> str:
@@ -345,18 +362,9 @@ class Pool:
         independent of order and follows every change at the cost of that change. It finds accidents; it is no
         defence against who chooses rows to collide.
         """
-        return f"{self._digest % _DIGEST_SIZE:064x}"
-
-
-def _element(*content: str | int) -> int:
-    """Hash one element of the digest; JSON keeps its parts apart."""
-    encoded = msgspec.json.encode(content)
-    return int.from_bytes(blake2b(encoded, digest_size=32, person=b"kollator digest").digest(), "big")
-
-
-def _worker_element(worker: str, placed: Placed) -> int:
-    return _element("worker", worker, placed.region, placed.points, placed.state)
+        workers = self._rings.digest + (self._unwell.digest if self.panic else 0)
+        return f"{(self._digest + workers) % _DIGEST_SIZE:064x}"
 
 
 def _pin_element(row: PinRow) -> int:
-    return _element("pin", row.cidr, row.worker, row.region)
+    return element("pin", row.cidr, row.worker, row.region)

@@ -6,23 +6,26 @@ a row: ``full`` and ``draining`` are flags, and ``full`` has a hysteresis so tha
 
 from __future__ import annotations
 
-from kollator.state.rows import AttachmentRow, AttachmentState, Row, WorkerRow
+from msgspec import structs
+
+from kollator.state.rows import WHYS, AttachmentRow, AttachmentState, Row, Unwell, Why, WorkerRow
 
 RELIEVED = 0.9
 """A full worker is back when its sessions are under this share of its capacity."""
 
 
 class _Held:
-    __slots__ = ("attachment", "draining", "full", "sessions", "token", "well", "worker")
+    __slots__ = ("attachment", "draining", "full", "said", "sessions", "token", "whys", "worker")
 
-    def __init__(self, worker: WorkerRow, attachment: AttachmentRow, token: object) -> None:
+    def __init__(self, worker: WorkerRow, said: WorkerRow, attachment: AttachmentRow, token: object) -> None:
         self.worker = worker
+        self.said = said
         self.attachment = attachment
         self.token = token
         self.sessions = 0
         self.draining = False
         self.full = False
-        self.well = True
+        self.whys: set[Unwell] = set()
 
 
 class Roster:
@@ -58,14 +61,40 @@ class Roster:
         """The front has begun another life: what it holds is attached to that one."""
         self._incarnation = incarnation
         for held in self._held.values():
-            held.attachment = AttachmentRow(held.worker.id, self._front, incarnation, held.attachment.state)
+            held.attachment = structs.replace(held.attachment, incarnation=incarnation)
         return [held.attachment for held in self._held.values()]
 
-    def joined(self, worker: WorkerRow, token: object) -> list[Row]:
-        """A worker registered. ``token`` names this connection of it: a newer one takes its place."""
+    def workers(self) -> list[str]:
+        """Who is held."""
+        return list(self._held)
+
+    def said(self, worker: str) -> WorkerRow | None:
+        """What a worker says of itself; None when it is not held."""
+        held = self._held.get(worker)
+        return held.said if held is not None else None
+
+    def whys(self, worker: str) -> list[Unwell]:
+        """Why a worker is not to be used, first the reason that its row tells; empty for one that is well."""
+        held = self._held.get(worker)
+        return [why for why in WHYS if why in held.whys] if held is not None else []
+
+    def joined(self, worker: WorkerRow, token: object, said: WorkerRow | None = None) -> list[Row]:
+        """A worker registered. ``token`` names this connection of it: a newer one takes its place.
+
+        ``said`` is what it says of itself, where that is not what counts. A new connection is well until the
+        opposite is told of it.
+        """
         attachment = AttachmentRow(worker.id, self._front, self._incarnation, "up")
-        self._held[worker.id] = _Held(worker, attachment, token)
+        self._held[worker.id] = _Held(worker, worker if said is None else said, attachment, token)
         return [worker, attachment]
+
+    def relisted(self, worker: WorkerRow) -> list[Row]:
+        """What counts of a worker's region and capacity is another now."""
+        held = self._held.get(worker.id)
+        if held is None or held.worker == worker:
+            return []
+        held.worker = worker
+        return [worker, *self._loaded(held)]
 
     def left(self, worker: str, token: object) -> list[Row]:
         """The connection named by ``token`` is gone. Nothing changes when it is not the newest."""
@@ -82,30 +111,35 @@ class Roster:
             return []
         held.sessions = sessions
         held.draining = draining
-        if sessions >= held.worker.capacity:
-            held.full = True
-        elif sessions < RELIEVED * held.worker.capacity:
-            held.full = False
-        return self._flagged(held)
+        return self._loaded(held)
 
-    def unwell(self, worker: str) -> list[Row]:
-        """The worker did not answer in time."""
-        return self._turned(worker, False)
-
-    def well(self, worker: str) -> list[Row]:
-        """The worker answers again."""
-        return self._turned(worker, True)
-
-    def _turned(self, worker: str, well: bool) -> list[Row]:
+    def unwell(self, worker: str, why: Unwell) -> list[Row]:
+        """There is one reason more not to use the worker; one that was known changes nothing."""
         held = self._held.get(worker)
         if held is None:
             return []
-        held.well = well
+        held.whys.add(why)
+        return self._flagged(held)
+
+    def well(self, worker: str, why: Unwell) -> list[Row]:
+        """That reason is over; the worker is well when it was the last one."""
+        held = self._held.get(worker)
+        if held is None:
+            return []
+        held.whys.discard(why)
+        return self._flagged(held)
+
+    def _loaded(self, held: _Held) -> list[Row]:
+        if held.sessions >= held.worker.capacity:
+            held.full = True
+        elif held.sessions < RELIEVED * held.worker.capacity:
+            held.full = False
         return self._flagged(held)
 
     def _flagged(self, held: _Held) -> list[Row]:
         state: AttachmentState
-        if not held.well:
+        why: Why = next((why for why in WHYS if why in held.whys), "")
+        if why:
             state = "down"
         elif held.draining:
             state = "draining"
@@ -113,7 +147,8 @@ class Roster:
             state = "full"
         else:
             state = "up"
-        if state == held.attachment.state:
+        attachment = AttachmentRow(held.worker.id, self._front, self._incarnation, state, why)
+        if attachment == held.attachment:
             return []
-        held.attachment = AttachmentRow(held.worker.id, self._front, self._incarnation, state)
+        held.attachment = attachment
         return [held.attachment]

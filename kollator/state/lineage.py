@@ -1,11 +1,16 @@
 """Which database this is: its node, its site id, and which stretches of its log it has told others about.
 
-**A copy.** Fronts exclude a receiver's own site id from what they send it, so two databases with one site id
-hide their writes from each other. The node that a database was made for is stored in it; opened by another
-one, it is a copy (or the node was renamed, which is treated the same) and becomes a new database that knows
-what the old one knew: it gets a new site id, its cursors and epochs are dropped, ``meta`` is emptied (what is
-there is about the other front), and the vote of its term counts as cast, for itself: it may not have been
-this node's vote, but whoever this node voted for, it will not vote twice. The term stays.
+**A site id** names the database that wrote a change, and goes with it wherever it is sent. cr-sqlite wants one id
+for one database: with two that write under the same id, a site, a row, a column and its counter would name two
+different values. Fronts leave nothing out by site id, and of two values with one counter the larger wins whoever
+wrote it, so rows would still become equal; what comes after cr-sqlite, or looks into the file, may rely on more.
+
+**A copy.** The node that a database was made for is stored in it; opened by another one, it is a copy (or the
+node was renamed, which is treated the same) and becomes a new database that knows what the old one knew: it gets
+a new site id, its cursors and epochs are dropped, for they are the other's and its log is another one from here
+on, ``meta`` is emptied (what is there is about the other front), and the vote of its term counts as cast, for
+itself: it may not have been this node's vote, but whoever this node voted for, it will not vote twice. The term
+stays.
 
 **A wiped or restored one.** A peer's cursor says "I have your log up to db_version n". After a wipe, or when
 an older copy of the file was put back, the log is shorter, and grows past n again with other changes, which
@@ -15,12 +20,11 @@ told in. A cursor (e, n) is a place in this log only when e is one of its epochs
 e, which is where the next epoch began. If it is not, the peer gets everything again (``Batch.rewound``). The
 same holds after a loss of power with synchronous=NORMAL, which may take back the last transactions.
 
-A restored database has also lost writes of its own that its peers still hold, under the very site id that they
-leave out when they send to it, and it uses the same counters again for other values. So a pull at connect leaves
-nothing out (pushes after it may), and brings those writes back; the larger counters win, and the front then says
-again what is true of it now (``Store.merge``). Such a write may still be on its way to a neighbour at that time,
-and would later be left out of a push. Therefore, when a peer shows a cursor that this database does not know,
-``Store.renew_site_id`` gives it a new site id, after which its former writes are like any other's.
+A restored database has also lost writes of its own that its peers still hold, and it uses the same counters again
+for other values. Nothing is left out of what a front sends, the receiver's own writes neither, so those come back,
+at once or later by way of a third front; the larger counters win, and the front then says again what is true of it
+now (``Store.merge``). And when a peer shows a cursor that this database does not know, ``Store.renew_site_id``
+gives it a new site id: its lost writes are from then on another database's.
 """
 
 from __future__ import annotations

@@ -27,10 +27,7 @@ SITES_MAX = 65_536
 """Databases that this one has ever heard of: 1 MiB of ids. A front is a new one with each new file."""
 
 _COLUMNS = '"table", pk, cid, val, col_version, db_version, site_id, cl, seq'
-_ALL_SINCE = f"SELECT {_COLUMNS} FROM crsql_changes WHERE db_version > ? ORDER BY db_version, seq"
-_OTHERS_SINCE = (
-    f"SELECT {_COLUMNS} FROM crsql_changes WHERE db_version > ? AND site_id IS NOT ? ORDER BY db_version, seq"
-)
+_SINCE = f"SELECT {_COLUMNS} FROM crsql_changes WHERE db_version > ? ORDER BY db_version, seq"
 # 0 for the db_version: cr-sqlite goes on from the largest that it has seen, and 2^63-1 would be the last.
 _MERGE = f"INSERT INTO crsql_changes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)"
 
@@ -72,14 +69,14 @@ class Replication:
         with self._database.use() as connection:
             self._sites.update(site for (site,) in select(connection, "SELECT site_id FROM crsql_site_id"))
 
-    def changes_since(self, cursor: Cursor, exclude_site: bytes | None, limit_bytes: int) -> Batch:
+    def changes_since(self, cursor: Cursor, limit_bytes: int) -> Batch:
         """See ``Store.changes_since``."""
         with self._database.use() as connection:
             rewound = not self._epochs.knows(cursor)
             after = 0 if rewound else cursor.db_version
             if after >= self._database.head:
                 return Batch([], cursor, self._epochs.head, rewound=rewound)
-            changes, last, more = _read(connection, after, exclude_site, limit_bytes)
+            changes, last, more = _read(connection, after, limit_bytes)
             end = Cursor(self._epochs.current, last) if more else self._epochs.head
         return Batch(changes, cursor, end, more, sorted({change.site_id for change in changes}), rewound)
 
@@ -170,9 +167,7 @@ class Replication:
             scratch.close()
 
 
-def _read(
-    connection: apsw.Connection, after: int, exclude_site: bytes | None, limit_bytes: int
-) -> tuple[list[Change], int, bool]:
+def _read(connection: apsw.Connection, after: int, limit_bytes: int) -> tuple[list[Change], int, bool]:
     """Whole db_versions up to the limit (at least one), the last one's number, and whether there are more."""
     changes: list[Change] = []
     size_bytes = 0
@@ -180,11 +175,7 @@ def _read(
     whole, last = 0, after  # the changes up to the last db_version that was read to its end, and that one
     rows = connection.cursor()
     try:
-        if exclude_site is None:
-            rows.execute(_ALL_SINCE, (after,))
-        else:
-            rows.execute(_OTHERS_SINCE, (after, exclude_site))
-        for values in rows:
+        for values in rows.execute(_SINCE, (after,)):
             change = Change(*values)
             size_bytes += change_bytes(change)
             if change.db_version != version:

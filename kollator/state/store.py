@@ -307,7 +307,7 @@ class Store:
 
         To be called when a peer shows a cursor that ``knows`` denies (``lineage`` says why). Once for each
         opening is enough, and a database that was new or a copy has a new one anyway: then it does nothing.
-        When it did, links must be opened anew, because peers leave out what the old id wrote.
+        Nobody need be told: each change carries its site id, and a peer's batches name those that it vouches for.
         """
         with self._database.use():
             if self._renewed:
@@ -317,18 +317,15 @@ class Store:
             self._renewed = True
             return True
 
-    def changes_since(
-        self, cursor: Cursor, *, exclude_site: bytes | None = None, limit_bytes: int = BATCH_BYTES
-    ) -> Batch:
+    def changes_since(self, cursor: Cursor, *, limit_bytes: int = BATCH_BYTES) -> Batch:
         """The stretch of this log that follows a peer's cursor, cut at whole db_versions.
 
         It is at most ``limit_bytes`` of MessagePack, or one db_version that is larger: local writes make none
-        over 128 KiB, and a merge makes one no larger than the frame it came in. ``exclude_site`` leaves out
-        what the receiver wrote itself: right for pushes; a pull at connect leaves out nothing, because the
-        receiver may have lost it. A cursor that is not a place in this log is answered from the beginning,
+        over 128 KiB, and a merge makes one no larger than the frame it came in. What the peer wrote itself is in
+        it too, for it may have lost it. A cursor that is not a place in this log is answered from the beginning,
         ``rewound``.
         """
-        return self._replication.changes_since(cursor, exclude_site, limit_bytes)
+        return self._replication.changes_since(cursor, limit_bytes)
 
     def merge(
         self,

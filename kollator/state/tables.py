@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import astuple
 
-from kollator.state.rows import AttachmentRow, FrontRow, PinRow, Row, WorkerRow
+from kollator.state.rows import WHYS, AttachmentRow, DrainRow, FrontRow, PinRow, Row, WorkerRow
 
 ID_PATTERN = r"[A-Za-z0-9._:-]{1,64}"
 """The contract's ids (PROTOCOL.md section 2), for a full match."""
@@ -111,7 +111,11 @@ TABLES: dict[str, Table] = {
             "attachments",
             AttachmentRow,
             (Column("worker", _id), Column("front", _id)),
-            (Column("incarnation", _counter), Column("state", _matches("up|full|draining|down"))),
+            (
+                Column("incarnation", _counter),
+                Column("state", _matches("up|full|draining|down")),
+                Column("why", _matches("|".join(("", *WHYS)))),
+            ),
         ),
         Table(
             "pins",
@@ -119,6 +123,7 @@ TABLES: dict[str, Table] = {
             (Column("cidr", lambda value: type(value) is str and is_canonical_cidr(value)),),
             (Column("worker", _id_or_none), Column("region", _region)),
         ),
+        Table("drains", DrainRow, (Column("worker", _id),), (Column("draining", _counts(0, 1)),)),
     )
 }
 """Every replicated table by its name."""
@@ -134,7 +139,7 @@ def table_of(row: Row) -> Table:
 def to_stored(row: Row) -> tuple[Value, ...]:
     """The columns of a row as the database has them, key first; a flag is 0 or 1."""
     values = astuple(row)
-    if type(row) is FrontRow:
+    if type(row) is FrontRow or type(row) is DrainRow:
         return (*values[:-1], int(values[-1]))
     return values
 
@@ -144,6 +149,9 @@ def from_stored(table: Table, values: tuple[Any, ...]) -> Row:
     if table.row is FrontRow:
         name, incarnation, retired, region, url, draining = values
         return FrontRow(name, incarnation, retired, region, url, bool(draining))
+    if table.row is DrainRow:
+        worker, draining = values
+        return DrainRow(worker, bool(draining))
     return table.row(*values)
 
 

@@ -92,7 +92,11 @@ class Health(Struct, frozen=True):
 
 
 class WorkerEntry(Struct, frozen=True):
-    """One worker of ``GET /workers``. ``sessions`` is what it told this front last."""
+    """One worker of ``GET /workers``. ``sessions`` is what it told this front last.
+
+    ``why``: ``ping``, ``hold-down``, ``probe`` or ``webrtc`` for one that is connected and not well, ``operator`` for
+    one that an operator drains, else empty.
+    """
 
     id: str
     region: str
@@ -101,6 +105,7 @@ class WorkerEntry(Struct, frozen=True):
     state: Literal["up", "down", "full", "draining"]
     fronts: list[str]
     address: str
+    why: str = ""
 
 
 class Ring(Struct, frozen=True):
@@ -119,10 +124,11 @@ class Workers(Struct, frozen=True):
 
 
 class SkippedWorker(Struct, frozen=True):
-    """A worker that stood before the chosen one on the ring, and why it was passed by."""
+    """A worker that stood before the chosen one on the ring, and why it was passed by; ``why`` says more of it."""
 
     worker: str
     reason: str
+    why: str = ""
 
 
 class Explanation(Struct, frozen=True):

@@ -81,9 +81,9 @@ def _work(cluster: Cluster, what: str, front: Front) -> None:
             if rng.random() < 0.5:
                 front.registry.worker_status(held, rng.choice((0, 1000)), rng.random() < 0.3)
             elif rng.random() < 0.5:
-                front.registry.worker_unwell(held, "no answer")
+                front.registry.worker_unwell(held, "ping", "no answer")
             else:
-                front.registry.worker_well(held)
+                front.registry.worker_well(held, "ping")
     elif what == "pin":
         front.pin(PinRow(f"10.{rng.randrange(3)}.0.0/16", rng.choice(("", worker)), rng.choice(("", "eu"))))
     else:

@@ -22,6 +22,7 @@ CREATE TABLE attachments (
     front       TEXT    NOT NULL,
     incarnation INTEGER NOT NULL DEFAULT 0,   -- of the front
     state       TEXT    NOT NULL DEFAULT 'down',
+    why         TEXT    NOT NULL DEFAULT '',  -- of a worker that is down and yet connected
     PRIMARY KEY (worker, front)
 ) STRICT;
 
@@ -31,10 +32,16 @@ CREATE TABLE pins (
     region TEXT NOT NULL DEFAULT ''
 ) STRICT;
 
+CREATE TABLE drains (
+    worker   TEXT    NOT NULL PRIMARY KEY,
+    draining INTEGER NOT NULL DEFAULT 0       -- what an operator said last
+) STRICT;
+
 SELECT crsql_as_crr('fronts');
 SELECT crsql_as_crr('workers');
 SELECT crsql_as_crr('attachments');
 SELECT crsql_as_crr('pins');
+SELECT crsql_as_crr('drains');
 
 -- Local tables: about this front and this file, never replicated.
 

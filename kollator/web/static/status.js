@@ -67,7 +67,7 @@ function showWorkers(answer) {
   const workers = Array.isArray(answer.workers) ? answer.workers : [];
   const rows = workers.slice(0, ROWS).map((/** @type {any} */ worker) =>
     row(worker.id, worker.state, [
-      [worker.state, "state"],
+      [worker.why ? `${worker.state}: ${worker.why}` : worker.state, "state"],
       [worker.region || "–", ""],
       [worker.sessions, "number"],
       [worker.capacity, "number"],
