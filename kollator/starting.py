@@ -17,12 +17,26 @@ def read_workers_file(path: str | None) -> WorkersFile:
     if path is None:
         return WorkersFile({})
     try:
-        with open(path, "rb") as file:
-            return parse_workers_file(file.read(FILE_BYTES + 1))
+        return _workers_file(path)
     except OSError as problem:
         raise StartError(f"WORKERS_FILE: {path} cannot be read: {problem.strerror}; name a JSON file") from None
     except WorkersFileError as problem:
         raise StartError(f"WORKERS_FILE: {path}: {problem}; mend it, or leave the setting out") from None
+
+
+def load_workers_file(path: str) -> WorkersFile | str:
+    """The same list later on, or in a few words why it cannot be had. It never waits for what is not a file."""
+    try:
+        return _workers_file(path) if os.path.isfile(path) else "is not there, or no file"
+    except OSError as problem:
+        return f"cannot be read: {problem.strerror}"
+    except WorkersFileError as problem:
+        return f"cannot be used: {problem}"
+
+
+def _workers_file(path: str) -> WorkersFile:
+    with open(path, "rb") as file:
+        return parse_workers_file(file.read(FILE_BYTES + 1))
 
 
 def own_ticket_key(store: Store) -> bytes:
