@@ -9,5 +9,6 @@ never imports anything from here.
 * ``registration``, ``backoff``: the pure parts of ``uplink``, the WebSocket to one front
 * ``options``: the command line and the environment; ``libraries``: aiortc's and aioice's log and tasks;
   ``worker``: all of it as a service for ``twistd kollator-worker``
+* ``attempt``: one deep check of a worker; ``probe``: the front's process that makes them
 * ``demo/``: what is served when no folder is named
 """

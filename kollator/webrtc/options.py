@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from attrs import field, frozen
 from OpenSSL import crypto
@@ -16,7 +15,6 @@ from twisted.python import usage
 from kollator.settings import SettingError, values
 from kollator.settings.table import Setting
 
-SIGNALING_PATH = "/signaling"
 PEM_BYTES = 1_048_576
 """The largest file of authorities: ten times what systems ship."""
 _PEM_END = b"-----END CERTIFICATE-----"
@@ -24,25 +22,13 @@ _PEM_END = b"-----END CERTIFICATE-----"
 
 def front_urls(items: Sequence[str]) -> tuple[str, ...]:
     """The fronts' WebSocket URLs; one without a path gets ``/signaling``."""
-    urls = tuple(_front_url(item) for item in items)
+    urls = tuple(values.signaling_url(item) for item in items)
     if not urls:
         raise ValueError("no front is named; write one like ws://front.example:8080/signaling")
     for url in urls:
         if urls.count(url) > 1:
             raise ValueError(f"{values.quoted(url)} is named twice; name each front once")
     return urls
-
-
-def _front_url(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        usable = url.scheme in ("ws", "wss") and bool(url.hostname) and url.port != 0 and text.isprintable()
-    except ValueError:
-        usable = False
-    if not usable or "@" in url.netloc or url.fragment or " " in text:
-        remedy = "write one like ws://front.example:8080/signaling or wss://front.example/signaling"
-        raise ValueError(f"{values.quoted(text)} is not a front's WebSocket URL; {remedy}")
-    return urlunsplit(url._replace(path=url.path if url.path.strip("/") else SIGNALING_PATH))
 
 
 def address(text: str) -> str:
