@@ -1,7 +1,11 @@
-"""How a front stops: it tells every connection, waits for them to leave, closes the rest, exits with 0."""
+"""How a front stops: it tells every connection, waits for them to leave, closes the rest, exits with 0.
+
+And how an operator has it take no new clients for a while, without stopping.
+"""
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -12,28 +16,62 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from kollator.clock import Clock
-from kollator.signaling.messages import Close
+from kollator.signaling.connection import Stage
+from kollator.signaling.messages import Close, Draining, encode
 from kollator.signaling.protocol import SignalingFactory
 
 log = Logger("kollator:front")
 
+RECONNECT_MS = (100, 2000)
+"""When clients that are told ``draining`` are to come back: spread, so that other fronts see no burst."""
 LOOK_S = 0.02
 """How often it is looked whether all have left, in seconds."""
 CLOSE_S = 1.0
 """How long the closing handshakes of the last connections may take, in seconds."""
 
 
+def reconnect_in_ms() -> int:
+    """Draws the time after which one client is to come back."""
+    return random.randint(*RECONNECT_MS)
+
+
 class Drain:
-    """One front's way down. ``draining`` is true from its first step on."""
+    """One front's way down, and an operator's drain, which has a way back.
+
+    ``draining`` is true from the first step of either on: no new clients are taken then. ``stopping`` is true from
+    the first step of the way down.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.draining = False
+        self.stopping = False
         self._hurried = False
+
+    def order(self, told: SignalingFactory, reconnect_in_ms: Callable[[], int]) -> None:
+        """An operator wants no new clients here: those there are told to go, each at its own (jittered) time.
+
+        Workers stay, for the clients of other fronts, and clients may: nobody is closed. Who has not said yet what it
+        is, is told as well. Does nothing when the front drains already.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        board = told.switchboard
+        leaving = [*board.clients.values(), *(one for one in board.waiting if one.stage is Stage.HELLO)]
+        log.info("an operator drains this front: {count} connections are told", count=len(leaving))
+        for connection in leaving:
+            connection.send(encode(Draining(reconnect_in_ms())))
+
+    def recall(self) -> None:
+        """The operator wants clients again. Nobody is told, and a front that stops goes on with that."""
+        if self.draining and not self.stopping:
+            self.draining = False
+            log.info("this front is no longer drained")
 
     def begin(self, told: SignalingFactory, timeout_s: float, reconnect_in_ms: Callable[[], int]) -> Deferred[None]:
         """Tells every connection; fires when all have left, at the latest after ``timeout_s``."""
-        self.draining = True
+        self.draining = self.stopping = True
         switchboard = told.switchboard
         count = len(switchboard.connections())
         if count:

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from kollator.drain import CLOSE_S, StopSignals
+from kollator.signaling.connection import Stage
 from tests.fronts import FrontTestCase
 from tests.wires import read_frames, text_frame
 
@@ -95,6 +96,76 @@ class DrainTests(FrontTestCase):
         self.assertNoResult(closed)
         self.front.advance(0.2)
         self.successResultOf(closed)
+
+
+class OrderTests(FrontTestCase):
+    """An operator's drain, and the way back."""
+
+    def setUp(self) -> None:
+        """A client, one that has yet to say what it is, and workers before and after their welcome."""
+        super().setUp()
+        self.client, self.unknown = self.front.client(), self.front.websocket()
+        hello = {"type": "hello", "role": "worker", "region": "", "capacity": 1, "nonce": "0" * 32}
+        self.workers = [self.front.websocket({**hello, "id": f"w{number}"}) for number in range(2)]
+        worker = self.workers[0].protocol
+        self.front.switchboard._directory.begin_worker(worker, worker.claim)
+        self.front.switchboard._directory.enter_worker(worker)
+        self.assertEqual([wire.protocol.stage for wire in self.workers], [Stage.WORKER, Stage.AUTH])
+        for wire in self.workers:
+            wire.clear()
+
+    def order(self) -> None:
+        """The operator's word; each connection is told a time of its own."""
+        times = iter(range(100, 200))
+        self.front.drain.order(self.front.signaling, lambda: next(times))
+
+    def told(self) -> list[object]:
+        """What each connection was told: the client, the unknown one, the workers."""
+        return [
+            [json.loads(payload) for _, payload in read_frames(wire.taken())]
+            for wire in (self.client, self.unknown, *self.workers)
+        ]
+
+    def test_who_is_told(self) -> None:
+        """Clients go, workers stay: without them the clients of other fronts could not reach those workers."""
+        self.order()
+        self.assertEqual((self.front.drain.draining, self.front.drain.stopping), (True, False))
+        draining = [[{"type": "draining", "reconnectInMs": ms}] for ms in (100, 101)]
+        self.assertEqual(self.told(), [*draining, [], []])
+        self.order()
+        self.assertEqual(self.told(), [[], [], [], []])
+        self.assertEqual(len(self.front.switchboard.connections()), 4)
+
+    def test_way_back(self) -> None:
+        """Nobody is told of the end, and the next drain is like the first."""
+        self.order()
+        self.told()
+        self.front.drain.recall()
+        self.assertFalse(self.front.drain.draining)
+        self.assertEqual(self.told(), [[], [], [], []])
+        self.unknown.send(text_frame(b'{"type":"hello","role":"client"}'))
+        self.assertEqual(len(read_frames(self.unknown.taken())), 1)  # the welcome
+        self.order()
+        self.assertEqual([len(frames) for frames in self.told() if isinstance(frames, list)], [1, 1, 0, 0])
+
+    def test_not_drained(self) -> None:
+        """There is nothing to take back before, or twice."""
+        for _ in range(2):
+            self.front.drain.recall()
+        self.assertFalse(self.front.drain.draining)
+
+    def test_stop_while_drained(self) -> None:
+        """A stop goes its way, drained or not: everybody is told, workers too, and nothing calls it back."""
+        self.order()
+        self.told()
+        begun = self.front.drain.begin(self.front.signaling, TIMEOUT_S, lambda: 7)
+        self.assertEqual(self.told(), [[{"type": "draining", "reconnectInMs": 7}]] * 4)
+        self.front.drain.recall()
+        self.assertEqual((self.front.drain.draining, self.front.drain.stopping), (True, True))
+        self.order()
+        self.assertEqual(self.told(), [[], [], [], []])
+        self.front.advance(TIMEOUT_S + 0.1)
+        self.successResultOf(begun)
 
 
 class Reactor:

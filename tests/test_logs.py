@@ -111,6 +111,40 @@ class EnabledTests(SynchronousTestCase):
             self.assertEqual(lines.count("\n"), expected, (level, debug))
 
 
+class DebugNamespacesTests(SynchronousTestCase):
+    """Namespaces that an operator changes while the process runs."""
+
+    def test_set(self) -> None:
+        """What is set counts at once, in place of what was."""
+        debug = logs.DebugNamespaces(["kollator:web"])
+        self.assertEqual((debug.patterns, debug.enabled("kollator:web")), (("kollator:web",), True))
+        debug.set(["kollator:p*"])
+        self.assertEqual(debug.patterns, ("kollator:p*",))
+        self.assertEqual((debug.enabled("kollator:web"), debug.enabled("kollator:pool")), (False, True))
+        debug.set([])
+        self.assertFalse(debug.enabled("kollator:pool"))
+
+    def test_watch(self) -> None:
+        """Hot paths keep the answer: one that is not told goes on with the old one."""
+        debug = logs.DebugNamespaces()
+        web: list[bool] = []
+        signaling: list[bool] = []
+        debug.watch("kollator:web", web.append)
+        debug.watch("kollator:signaling", signaling.append)
+        self.assertEqual((web, signaling), ([False], [False]))
+        debug.set(["kollator:signaling"])
+        self.assertEqual((web, signaling), ([False, False], [False, True]))
+
+    def test_observers(self) -> None:
+        """An observer, wherever it writes, asks at each debug event; one with plain patterns keeps them."""
+        debug, stream = logs.DebugNamespaces(), StringIO()
+        observer = logs.observer(stream, "text", debug)
+        for patterns, lines in (((), 0), (("kollator:pool",), 1), (("kollator:web",), 1), (("*",), 2)):
+            debug.set(patterns)
+            observer(event("x", log_level=LogLevel.debug))
+            self.assertEqual(stream.getvalue().count("\n"), lines, patterns)
+
+
 class TextTests(SynchronousTestCase):
     """Lines for people."""
 
@@ -258,7 +292,8 @@ class InstallTests(SynchronousTestCase):
     def install(self, **options: object):
         """The observer that the application has then."""
         reactor: Any = OneThread()
-        logs.install(self.application, options, "json", ("kollator:pool",), reactor=reactor)
+        self.namespaces = logs.DebugNamespaces(["kollator:pool"])
+        logs.install(self.application, options, "json", self.namespaces, reactor=reactor)
         return self.application.getComponent(ILogObserver, None)
 
     def test_file(self) -> None:
@@ -290,6 +325,15 @@ class InstallTests(SynchronousTestCase):
         """A log file that cannot be opened stops the start with one line that names the option."""
         problem = self.assertRaises(SystemExit, self.install, logfile="no/such/folder/front.log")
         self.assertRegex(str(problem), r"^--logfile: .+; .+$")
+
+    def test_changed_namespaces(self) -> None:
+        """What twistd logs follows the namespaces that are set while it runs."""
+        observer = self.install(logfile="front.log")
+        for patterns in ((), ("kollator:pool",), ()):
+            self.namespaces.set(patterns)
+            observer(event("x", log_level=LogLevel.debug))
+        with open("front.log") as file:
+            self.assertEqual(len(file.readlines()), 1)
 
     def test_rotation(self) -> None:
         """SIGUSR1 starts a new file; without a handler it would end the front."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.web.http import Request
 
 from kollator.state.rows import AttachmentRow, PinRow
-from kollator.web.refusal import LINGER_S
+from kollator.web.refusal import LINGER_S, Refusal
 from kollator.web.resources import JsonResource
 from kollator.web.site import FrontSite
 from tests.fronts import ASSETS, FrontTestCase
-from tests.wires import JSON, PEER, read_answers, request, shape
+from tests.wires import JSON, PEER, Wire, read_answers, request, shape
 
 READ_ONLY = ("/", "/status", "/health", "/health/live", "/health/ready", "/workers", "/workers/assign?ip=203.0.113.9",
              "/metrics", "/schema.json", "/favicon.ico", "/static/kollator.js")
@@ -105,6 +106,68 @@ class EveryPathTests(FrontTestCase):
         )
 
 
+class LaterTests(FrontTestCase):
+    """Resources that answer with a Deferred."""
+
+    def ask_later(self, method: str, found: Deferred[Any]) -> Wire:
+        """A request to a resource whose every method returns ``found``."""
+
+        class Later(JsonResource):
+            def get(self, request: Request) -> Deferred[Any]:
+                return found
+
+            post = put = delete = get
+
+        root = Later(self.front.views)
+        root.children[b"x"] = root
+        return self.front.connect(factory=FrontSite(root, self.front.clock)).send(request(method, "/x"))
+
+    def test_value(self) -> None:
+        """The answer is what the Deferred fires with, sooner or later, whatever the method."""
+        for method in ("GET", "HEAD", "POST", "PUT", "DELETE"):
+            now = self.ask_later(method, succeed({"a": 1}))
+            found: Deferred[Any] = Deferred()
+            later = self.ask_later(method, found)
+            self.assertEqual(later.value(), b"")
+            found.callback({"a": 1})
+            for wire in (now, later):
+                (answer,) = read_answers(wire.taken(), [method])
+                self.assertEqual((answer.status, answer.header("Content-Type")), (200, JSON))
+                self.assertEqual(answer.body, b"" if method == "HEAD" else b'{"a":1}')
+                self.assertEqual(answer.header("Cache-Control"), "no-store")
+
+    def test_refusal(self) -> None:
+        """A refusal is an answer, raised at once or later, and none of our mistakes."""
+        (answer,) = read_answers(self.ask_later("POST", fail(Refusal(503, "no-database", "full", 7))).taken())
+        self.assert_error(answer, 503, "no-database")
+        self.assertEqual((answer.reason, answer.header("Retry-After")), ("Service Unavailable", "7"))
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_mistake(self) -> None:
+        """Anything else is logged, and told without its text; an answer that is none is a mistake too."""
+        mistakes: tuple[Deferred[Any], ...] = (fail(ZeroDivisionError("secret")), succeed(object()))
+        for found in mistakes:
+            (answer,) = read_answers(self.ask_later("GET", found).taken())
+            self.assert_error(answer, 500, "internal")
+            self.assertNotIn(b"secret", answer.body)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError, TypeError)), 2)
+
+    def test_nobody_waits(self) -> None:
+        """Whoever hung up is not answered, which raises nothing; a mistake is logged all the same."""
+        outcomes: list[Any] = [{"a": 1}, Refusal(503, "no-database", "full"), ZeroDivisionError()]
+        for outcome in outcomes:
+            found: Deferred[Any] = Deferred()
+            wire = self.ask_later("GET", found)
+            wire.hang_up()
+            if isinstance(outcome, Exception):
+                found.errback(outcome)
+            else:
+                found.callback(outcome)
+            self.assertEqual(wire.value(), b"")
+            self.successResultOf(found)
+        self.assertEqual(len(self.flushLoggedErrors()), 1)
+
+
 class HealthTests(FrontTestCase):
     """``/health`` and what is below it."""
 
@@ -188,9 +251,9 @@ class WorkersTests(FrontTestCase):
             listed["workers"],
             [
                 {"id": "w1", "region": "us", "capacity": 100, "sessions": 0, "state": "up", "fronts": ["front-1"],
-                 "address": "192.0.2.50"},
+                 "address": "192.0.2.50", "why": ""},
                 {"id": "w2", "region": "eu", "capacity": 10, "sessions": 10, "state": "full", "fronts": ["front-1"],
-                 "address": "192.0.2.50"},
+                 "address": "192.0.2.50", "why": ""},
             ],
         )
         self.assertEqual(listed["ring"]["replicas"], 150)
@@ -228,7 +291,7 @@ class WorkersTests(FrontTestCase):
         self.front.registry.worker_status("w2", 0, True)
         fallen = why()
         self.assertEqual((fallen["worker"], fallen["reason"]), ("w1", "pin-fallback"))
-        self.assertEqual(fallen["skipped"], [{"worker": "w2", "reason": "draining"}])
+        self.assertEqual(fallen["skipped"], [{"worker": "w2", "reason": "draining", "why": ""}])
 
     def test_assign_addresses(self) -> None:
         """Addresses may be of both families and percent-encoded; what is none is the asker's mistake."""

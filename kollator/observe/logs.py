@@ -44,14 +44,42 @@ class Stream(Protocol):
 
 
 def enabled(debug: Sequence[str], namespace: str) -> bool:
-    """Whether debug events of a namespace are written. ``debug`` holds names, and beginnings with a ``*``.
-
-    Hot paths ask once and keep the answer.
-    """
+    """Whether debug events of a namespace are written. ``debug`` holds names, and beginnings with a ``*``."""
     return any(
         namespace.startswith(pattern[:-1]) if pattern.endswith("*") else namespace == pattern
         for pattern in debug
     )
+
+
+class DebugNamespaces:
+    """The namespaces whose debug events are written, which an operator may change while the process runs.
+
+    ``patterns`` are as for ``enabled``; the observers ask at each debug event. Code that makes debug events by the
+    thousand keeps the answer and is told when it changes (``watch``).
+    """
+
+    def __init__(self, patterns: Sequence[str] = ()) -> None:
+        self.patterns = tuple(patterns)
+        self._watched: list[tuple[str, Callable[[bool], object]]] = []
+
+    def enabled(self, namespace: str) -> bool:
+        """Whether debug events of a namespace are written now."""
+        return enabled(self.patterns, namespace)
+
+    def set(self, patterns: Sequence[str]) -> None:
+        """Takes other patterns in place of all there are."""
+        self.patterns = tuple(patterns)
+        for namespace, told in self._watched:
+            told(self.enabled(namespace))
+
+    def watch(self, namespace: str, told: Callable[[bool], object]) -> None:
+        """Calls ``told`` with whether debug events of a namespace are written: now, and whenever patterns are set."""
+        self._watched.append((namespace, told))
+        told(self.enabled(namespace))
+
+
+Debug = DebugNamespaces | Sequence[str]
+"""What an observer takes: namespaces that may change, or patterns that do not."""
 
 
 def text_line(event: LogEvent) -> str:
@@ -102,15 +130,15 @@ class LineObserver:
     ``write`` takes a line and its level; what it raises (a full disk) is for the log publisher to deal with.
     """
 
-    def __init__(self, write: Callable[[str, str], object], log_format: str, debug: Sequence[str]) -> None:
+    def __init__(self, write: Callable[[str, str], object], log_format: str, debug: Debug) -> None:
         self._write = write
         self._line = _LINES[log_format]
-        self._debug = tuple(debug)
+        self._debug = debug if isinstance(debug, DebugNamespaces) else DebugNamespaces(debug)
 
     def __call__(self, event: LogEvent) -> None:
         """Write one event."""
         try:
-            if event.get("log_level") is LogLevel.debug and not enabled(self._debug, _namespace(event)):
+            if event.get("log_level") is LogLevel.debug and not self._debug.enabled(_namespace(event)):
                 return
             line, level = self._line(event), _level(event)
         except Exception as problem:
@@ -124,10 +152,10 @@ class LineObserver:
             self._write(line, level)
 
 
-def observer(stream: Stream, log_format: str, debug: Sequence[str]) -> LineObserver:
+def observer(stream: Stream, log_format: str, debug: Debug) -> LineObserver:
     """An observer that writes to a text stream, or to Twisted's rotated file, and flushes after each event.
 
-    ``log_format`` is "text" or "json", ``debug`` as for ``enabled``.
+    ``log_format`` is "text" or "json".
     """
 
     def write(line: str, level: str) -> None:
@@ -140,7 +168,7 @@ def observer(stream: Stream, log_format: str, debug: Sequence[str]) -> LineObser
     return LineObserver(write, log_format, debug)
 
 
-def syslog_observer(prefix: str, log_format: str, debug: Sequence[str]) -> LineObserver:
+def syslog_observer(prefix: str, log_format: str, debug: Debug) -> LineObserver:
     """An observer that writes to syslog with the priority of the event's level, a call for each line."""
     import syslog
 
@@ -164,7 +192,7 @@ def install(
     application: Componentized,
     parent_options: Mapping[str, Any] | None,
     log_format: str,
-    debug: Sequence[str],
+    debug: Debug,
     *,
     reactor: IReactorFromThreads,
 ) -> None:

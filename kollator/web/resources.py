@@ -10,7 +10,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
@@ -34,6 +36,8 @@ _ETAG = re.compile(rb'"[^"]*"')
 
 Answer = tuple[bytes, bytes]
 """Content type and body."""
+Upgrade = Callable[[Request], None]
+"""Takes a request's connection over, or raises ``Refusal``."""
 
 
 class Caller(NamedTuple):
@@ -96,10 +100,16 @@ def upgrade_required() -> Refusal:
 
 
 class JsonResource(Resource):
-    """A resource that answers in JSON, its errors too. Subclasses have ``get`` or ``post``, which return a body."""
+    """A resource that answers in JSON, its errors too.
+
+    Subclasses have ``get``, ``post``, ``put`` or ``delete``, which return a body, or a Deferred that fires with one,
+    whether anybody still waits for it or not. They raise, or fail with, ``Refusal``; anything else is our mistake.
+    """
 
     get: Callable[[Request], Any] | None = None
     post: Callable[[Request], Any] | None = None
+    put: Callable[[Request], Any] | None = None
+    delete: Callable[[Request], Any] | None = None
 
     def __init__(self, views: Views) -> None:
         super().__init__()
@@ -118,21 +128,34 @@ class JsonResource(Resource):
         except Refusal as refusal:
             answer = self._refused(request, refusal)
         except Exception:
-            log.failure("a request to {path!r} could not be answered", path=request.path[:200])
-            answer = self._refused(request, Refusal(500, "internal", "the front could not answer this"))
-        if answer is not None:
-            content_type, body = answer
-            if request.code not in (204, 304):  # RFC 9110 section 8.6
-                request.setHeader(b"content-type", content_type)
-                request.setHeader(b"content-length", b"%d" % len(body))
-            if not request.responseHeaders.hasHeader(b"cache-control"):
-                request.setHeader(b"cache-control", b"no-store")
-            request.write(body)  # which twisted.web leaves out after HEAD, 204 and 304
-            request.finish()
+            answer = self._failed(Failure(), request)
+        if isinstance(answer, Deferred):
+            self._finish_later(request, answer)
+        else:
+            self._finish(answer, request)
         return NOT_DONE_YET
 
-    def _answer(self, request: Request) -> Answer | None:
-        methods = {b"GET": self.get, b"HEAD": self.get, b"POST": self.post}
+    def _finish(self, answer: Answer | None, request: Request) -> None:
+        if answer is None:  # the connection speaks something else now
+            return
+        content_type, body = answer
+        if request.code not in (204, 304):  # RFC 9110 section 8.6
+            request.setHeader(b"content-type", content_type)
+            request.setHeader(b"content-length", b"%d" % len(body))
+        if not request.responseHeaders.hasHeader(b"cache-control"):
+            request.setHeader(b"cache-control", b"no-store")
+        request.write(body)  # which twisted.web leaves out after HEAD, 204 and 304
+        request.finish()
+
+    def _finish_later(self, request: Request, answer: Deferred[Answer | None]) -> None:
+        gone: list[Failure] = []
+        request.notifyFinish().addErrback(gone.append)
+        answer.addErrback(self._failed, request)
+        answer.addCallback(lambda found: None if gone else self._finish(found, request))
+        answer.addErrback(lambda failure: log.failure("an answer could not be sent", failure=failure))
+
+    def _answer(self, request: Request) -> Answer | Deferred[Answer | None] | None:
+        methods = {b"GET": self.get, b"HEAD": self.get, b"POST": self.post, b"PUT": self.put, b"DELETE": self.delete}
         allow = b", ".join(sorted([name for name, method in methods.items() if method is not None] + [b"OPTIONS"]))
         if request.method == b"OPTIONS":
             request.setHeader(b"allow", allow)
@@ -142,7 +165,14 @@ class JsonResource(Resource):
         method = methods.get(request.method)
         if method is None:
             raise Refusal(405, "method-not-allowed", "this path does not have that method", headers={b"allow": allow})
-        return self.encoded(method(request))
+        found = method(request)
+        return found.addCallback(self.encoded) if isinstance(found, Deferred) else self.encoded(found)
+
+    def _failed(self, failure: Failure, request: Request) -> Answer:
+        if isinstance(failure.value, Refusal):
+            return self._refused(request, failure.value)
+        log.failure("a request to {path!r} could not be answered", failure, path=request.path[:200])
+        return self._refused(request, Refusal(500, "internal", "the front could not answer this"))
 
     def _refused(self, request: Request, refusal: Refusal) -> Answer:
         request.setResponseCode(refusal.status, phrase(refusal.status))
@@ -161,7 +191,7 @@ class JsonResource(Resource):
 class NotFound(JsonResource):
     """Where nothing is, whatever the method."""
 
-    def _answer(self, request: Request) -> Answer | None:
+    def _answer(self, request: Request) -> Answer | Deferred[Answer | None] | None:
         raise Refusal(404, "not-found", "there is nothing at this path")
 
 
@@ -208,10 +238,10 @@ class AssignResource(JsonResource):
 
     def get(self, request: Request) -> Explanation:
         """The assignment of ``ip``, with its reasons."""
-        address = _argument(request, b"ip")
+        address = argument(request, b"ip")
         if address is None:
             raise Refusal(400, "bad-request", "the query needs ip=<IPv4 or IPv6 address>")
-        region = _argument(request, b"region")
+        region = argument(request, b"region")
         try:
             return self.views.explain(address, msgspec.convert(region, Region | None))
         except msgspec.ValidationError:
@@ -309,12 +339,9 @@ class AssetResource(JsonResource):
 
 
 class UpgradeResource(JsonResource):
-    """The path of a WebSocket, for who comes with plain HTTP, or on a connection that served HTTP before.
+    """The path of a WebSocket, for who comes with plain HTTP, or on a connection that served HTTP before."""
 
-    ``upgrade`` takes the request's connection over, or raises ``Refusal``.
-    """
-
-    def __init__(self, views: Views, upgrade: Callable[[Request], None]) -> None:
+    def __init__(self, views: Views, upgrade: Upgrade) -> None:
         super().__init__(views)
         self._upgrade = upgrade
 
@@ -328,7 +355,8 @@ class UpgradeResource(JsonResource):
         """Nothing: the connection speaks WebSocket now."""
 
 
-def _argument(request: Request, name: bytes) -> str | None:
+def argument(request: Request, name: bytes) -> str | None:
+    """An argument of the query, None when it is not there. Raises ``Refusal`` when it is there twice."""
     values = (request.args or {}).get(name, [])
     if len(values) > 1:
         raise Refusal(400, "bad-request", f"{name.decode()} is in the query more than once")
@@ -336,12 +364,12 @@ def _argument(request: Request, name: bytes) -> str | None:
 
 
 def resource_tree(
-    views: Views, assets: Mapping[bytes, Asset], upgrades: Mapping[bytes, Callable[[Request], None]]
+    views: Views, assets: Mapping[bytes, Asset], upgrades: Mapping[bytes, Upgrade], admin: Resource | None = None
 ) -> Resource:
     """The whole tree: ``upgrades`` maps the WebSockets' path segments to what takes a connection over."""
     root, static = NotFound(views), NotFound(views)
     health, workers = HealthResource(views), WorkersResource(views)
-    tree: dict[JsonResource, dict[bytes, Any]] = {
+    tree: dict[Resource, dict[bytes, Any]] = {
         root: {
             b"": AssetResource(views, assets[b"index.html"]),
             b"status": AssetResource(views, assets[b"status.html"]),
@@ -352,13 +380,19 @@ def resource_tree(
             b"bootstrap": BootstrapResource(views),
             b"metrics": MetricsResource(views),
             b"schema.json": SchemaResource(views),
+            **({} if admin is None else {b"admin": admin}),
             **{segment: UpgradeResource(views, upgrade) for segment, upgrade in upgrades.items()},
         },
         static: {name: AssetResource(views, asset) for name, asset in assets.items()},
         health: {b"live": LiveResource(views), b"ready": ReadyResource(views)},
         workers: {b"assign": AssignResource(views)},
     }
+    plant(tree)
+    return root
+
+
+def plant(tree: Mapping[Resource, Mapping[bytes, Any]]) -> None:
+    """Puts children, by their path segments, below their parents."""
     for parent, children in tree.items():
         for segment, child in children.items():
             parent.putChild(segment, child)
-    return root
