@@ -12,7 +12,16 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.observe.metrics import STATUSES, Counters, Gauges, Metrics, wants_openmetrics
+from kollator.observe.metrics import (
+    DEEP_PHASES,
+    RTT_WEIGHT,
+    STATUSES,
+    Counters,
+    Gauges,
+    Metrics,
+    add,
+    wants_openmetrics,
+)
 from kollator.signaling.messages import ErrorCode
 
 OPENMETRICS = "application/openmetrics-text"
@@ -29,6 +38,8 @@ def full_gauges() -> Gauges:
     return Gauges(
         connections=lambda: {"client": 10, "worker": 2},
         workers=lambda: {"up": 2, "down": 1, "full": 0, "draining": 0},
+        unwell=lambda: 4,
+        panic=lambda: True,
         absent_clients=lambda: 3,
         ring_points=lambda: 300,
         uptime_s=lambda: 12.5,
@@ -193,6 +204,40 @@ class CountersTests(SynchronousTestCase):
         self.assertEqual(served["kollator_http_responses_total", ("/bootstrap", "429")], 1)
 
 
+    def test_outcomes(self) -> None:
+        """What checks and the audit log report is served by its outcome, with every outcome from the start."""
+        metrics = front_metrics()
+        counters = metrics.counters
+        families = (
+            ("probes", counters.probes, ("ok", "failed")),
+            ("deep_checks", counters.deep_checks, ("ok", "failed", "aborted")),
+            ("audit_lines", counters.audit_lines, ("written", "lost", "failed")),
+        )
+        for number, (_, counts, outcomes) in enumerate(families):
+            add(counts, outcomes[1], number + 2)
+            add(counts, "from outside")
+        served = samples(metrics)
+        for number, (name, _, outcomes) in enumerate(families):
+            expected = dict.fromkeys(outcomes, 0) | {outcomes[1]: number + 2, "other": 1}
+            for outcome, value in expected.items():
+                self.assertEqual(served[f"kollator_{name}_total", (outcome,)], value)
+            self.assertEqual(sum(key[0] == f"kollator_{name}_total" for key in served), len(expected))
+        counters.worker_lost_told += 3
+        self.assertEqual(samples(metrics)["kollator_worker_lost_told_total", ()], 3)
+
+    def test_known_causes_and_tasks(self) -> None:
+        """Workers that a probe or a deep check takes out, and the tasks that do it, are told from all others."""
+        metrics = front_metrics()
+        for cause in ("closed", "ping", "probe", "webrtc", "replaced"):
+            add(metrics.counters.workers_lost, cause)
+        for task in ("losses", "audit", "reload", "probes", "deep"):
+            add(metrics.counters.loop_failures, task)
+        served = samples(metrics)
+        self.assertEqual(served["kollator_workers_lost_total", ("other",)], 0)
+        self.assertEqual(served["kollator_workers_lost_total", ("webrtc",)], 1)
+        self.assertEqual(served["kollator_loop_failures_total", ("other",)], 0)
+
+
 class GaugesTests(SynchronousTestCase):
     """What is asked for at the scrape."""
 
@@ -202,6 +247,8 @@ class GaugesTests(SynchronousTestCase):
         for name, labels, value in (
             ("connections", ("client",), 10),
             ("workers", ("down",), 1),
+            ("workers_unwell", (), 4),
+            ("panic", (), 1),
             ("absent_clients", (), 3),
             ("ring_points", (), 300),
             ("uptime_seconds", (), 12.5),
@@ -248,6 +295,38 @@ class GaugesTests(SynchronousTestCase):
 
 class HistogramTests(SynchronousTestCase):
     """Times."""
+
+    def test_round_trip(self) -> None:
+        """An operator sees at once how far the workers are; before the first answer there is nothing to see."""
+        metrics = front_metrics()
+        self.assertNotIn(("kollator_worker_rtt_seconds", ()), samples(metrics))
+        metrics.ponged(0.04)
+        for accept in BOTH:
+            self.assertAlmostEqual(samples(metrics, accept)["kollator_worker_rtt_seconds", ()], 0.04)
+        metrics.ponged(0.24)
+        self.assertAlmostEqual(samples(metrics)["kollator_worker_rtt_seconds", ()], 0.04 + 0.2 * RTT_WEIGHT)
+        for _ in range(200):
+            metrics.ponged(0.1)
+        self.assertAlmostEqual(samples(metrics)["kollator_worker_rtt_seconds", ()], 0.1, places=3)
+        self.assertEqual(samples(metrics)["kollator_worker_ping_seconds_count", ()], 202)
+
+    def test_deep_checks(self) -> None:
+        """Each phase of a deep check has its own times; a phase that is none, and a time that is none, are left out."""
+        metrics = front_metrics()
+        for number, phase in enumerate(DEEP_PHASES, 1):
+            metrics.deep_measured(phase, number / 100)
+            metrics.deep_measured(phase, float("nan"))
+            metrics.deep_measured(phase, -1.0)
+        metrics.deep_measured("from outside", 1.0)
+        for accept in BOTH:
+            served = samples(metrics, accept)
+            counted = {labels for name, labels in served if name == "kollator_deep_check_seconds_count"}
+            self.assertEqual(counted, {(phase,) for phase in ("connect", "welcome", "answer", "ice", "open")})
+            for number, phase in enumerate(DEEP_PHASES, 1):
+                self.assertEqual(served["kollator_deep_check_seconds_count", (phase,)], 1)
+                self.assertAlmostEqual(served["kollator_deep_check_seconds_sum", (phase,)], number / 100)
+        metrics.deep_measured("open", float("inf"))
+        self.assertLess(samples(metrics)["kollator_deep_check_seconds_sum", ("open",)], 1000)
 
     def test_observed(self) -> None:
         """Each time is served in seconds under its own name."""

@@ -29,21 +29,23 @@ ones.
 """
 BOOTSTRAPS = ("assigned", "no-workers", "bad-request", "rate-limited", OTHER)
 ASSIGNMENTS = ("ring", "pinned", "pin-fallback", "other-region", "overflow", "no-workers", OTHER)
-WORKERS_LOST = ("closed", "ping", "replaced", OTHER)
-LOOPS = ("health", "hello", "keepalive", "mailboxes", "database", "pool", "election", OTHER)
+WORKERS_LOST = ("closed", "ping", "probe", "webrtc", "replaced", OTHER)
+LOOPS = (
+    *("health", "hello", "keepalive", "mailboxes", "database", "pool", "election"),
+    *("losses", "audit", "reload", "probes", "deep", OTHER),
+)
+PROBES = ("ok", "failed", OTHER)
+DEEP_CHECKS = ("ok", "failed", "aborted", OTHER)
+"""What came of a deep check; "aborted" is the checking process' own trouble, not the worker's."""
+DEEP_PHASES = ("connect", "welcome", "answer", "ice", "open")
+"""The phases of a deep check, in their order."""
+AUDIT_LINES = ("written", "lost", "failed", OTHER)
+"""What became of an audit line. "failed": it could not be written at the first attempt, and is tried again; "lost":
+there was no room left for it.
+"""
 ROWS_REFUSED = (
-    "unknown table",
-    "unknown column",
-    "unknown site",
-    "bad key",
-    "bad value",
-    "bad cl",
-    "bad col_version",
-    "bad db_version",
-    "bad seq",
-    "bad site_id",
-    "refused by cr-sqlite",
-    OTHER,
+    *("unknown table", "unknown column", "unknown site", "bad key", "bad value", "bad cl", "bad col_version"),
+    *("bad db_version", "bad seq", "bad site_id", "refused by cr-sqlite", OTHER),
 )
 """Why a change of another front was left out."""
 ROUTES = (
@@ -61,13 +63,16 @@ ROUTES = (
     "/favicon.ico",
     "/signaling",
     "/worker-sync",
+    "/admin",
     OTHER,
 )
-STATUSES = (200, 204, 304, 400, 403, 404, 405, 408, 413, 414, 426, 429, 431, 500, 503)
+STATUSES = (200, 201, 204, 304, 400, 401, 403, 404, 405, 408, 409, 413, 414, 426, 429, 431, 500, 503)
 MAX_PEERS = 256
 """So many label values at most for a gauge; a cluster is far smaller."""
 LONGEST_HANDOFF_S = 600.0
 """A client tells its own time: what is longer counts as this, lest one lie spoil the sum."""
+RTT_WEIGHT = 0.05
+"""The weight of one round trip in the mean: the mean is over about the last twenty answers."""
 
 _HANDOFF_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 _REQUEST_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -84,10 +89,12 @@ class Counters:
 
     __slots__ = (
         "assignments",
+        "audit_lines",
         "bootstraps",
         "clients_joined",
         "clients_returned",
         "closes",
+        "deep_checks",
         "errors",
         "handoffs",
         "links_ended",
@@ -95,10 +102,12 @@ class Counters:
         "messages_kept",
         "messages_received",
         "messages_relayed",
+        "probes",
         "refused",
         "responses",
         "rows_refused",
         "scrape_errors",
+        "worker_lost_told",
         "workers_joined",
         "workers_lost",
         "workers_refused",
@@ -113,6 +122,7 @@ class Counters:
         self.clients_returned = 0
         self.workers_joined = 0
         self.workers_refused = 0
+        self.worker_lost_told = 0
         self.scrape_errors = 0
         self.errors: dict[str, int] = dict.fromkeys(get_args(ErrorCode), 0)
         self.closes: dict[str, int] = dict.fromkeys((*_close_codes(), OTHER), 0)
@@ -123,6 +133,9 @@ class Counters:
         self.loop_failures: dict[str, int] = dict.fromkeys(LOOPS, 0)
         self.links_ended: dict[str, int] = {OTHER: 0}
         self.rows_refused: dict[str, int] = dict.fromkeys(ROWS_REFUSED, 0)
+        self.probes: dict[str, int] = dict.fromkeys(PROBES, 0)
+        self.deep_checks: dict[str, int] = dict.fromkeys(DEEP_CHECKS, 0)
+        self.audit_lines: dict[str, int] = dict.fromkeys(AUDIT_LINES, 0)
         self.responses: dict[tuple[str, str], int] = {}
 
     def refuse(self, reason: str) -> None:
@@ -154,11 +167,14 @@ class Gauges:
     logged.
 
     ``connections`` is by role, ``workers`` by state, ``sync_lag_s`` (seconds) and ``peer_up`` by the peer's
-    node id; ``absent_clients`` are those whose messages are kept; ``leader`` is whether this front leads.
+    node id; ``absent_clients`` are those whose messages are kept; ``leader`` is whether this front leads; ``panic``
+    whether workers are used although they are unwell; ``unwell`` how many are connected and not healthy.
     """
 
     connections: Callable[[], Mapping[str, float]] | None = None
     workers: Callable[[], Mapping[str, float]] | None = None
+    unwell: Callable[[], float] | None = None
+    panic: Callable[[], float] | None = None
     absent_clients: Callable[[], float] | None = None
     ring_points: Callable[[], float] | None = None
     uptime_s: Callable[[], float] | None = None
@@ -186,6 +202,10 @@ _COUNTERS = (
     ("bootstraps", "bootstraps", "Answers to /bootstrap, by outcome.", "outcome"),
     ("assignments", "assignments", "Workers assigned, by reason.", "reason"),
     ("workers_lost", "workers_lost", "Workers that left the ring, by cause.", "cause"),
+    ("worker_lost_told", "worker_lost_told", "Losses of a worker that clients were told of.", ""),
+    ("probes", "probes", "Probes of workers by their health address, by outcome.", "outcome"),
+    ("deep_checks", "deep_checks", "Data channels opened to workers as a check, by outcome.", "outcome"),
+    ("audit_lines", "audit_lines", "Lines of the audit log, by what became of them.", "outcome"),
     ("links_ended", "links_ended", "Links to other fronts that ended, or were not made, by reason.", "reason"),
     ("rows_refused", "rows_refused", "Changes of other fronts that were left out, by reason.", "reason"),
     ("loop_failures", "loop_failures", "Rounds of a periodic task that failed, by task.", "task"),
@@ -193,6 +213,8 @@ _COUNTERS = (
 _GAUGES = (
     ("connections", "connections", "WebSocket connections now, by role.", "role", ""),
     ("workers", "workers", "Workers known, by state.", "state", ""),
+    ("unwell", "workers_unwell", "Workers that are connected and not healthy.", "", ""),
+    ("panic", "panic", "1 while too few workers are healthy, so that all that are connected are used.", "", ""),
     ("absent_clients", "absent_clients", "Clients away for whom messages are kept.", "", ""),
     ("ring_points", "ring_points", "Virtual nodes on the ring.", "", ""),
     ("uptime_s", "uptime_seconds", "Time since the start of this front.", "", "seconds"),
@@ -207,9 +229,12 @@ _GAUGES = (
 class _Collector:
     """Turns counters and gauges into metric families, at each scrape."""
 
-    def __init__(self, counters: Counters, gauges: Gauges, node: str, version: str) -> None:
+    def __init__(
+        self, counters: Counters, gauges: Gauges, rtt_s: Callable[[], float | None], node: str, version: str
+    ) -> None:
         self._counters = counters
         self._gauges = gauges
+        self._rtt_s = rtt_s
         self._info = {"node": node, "version": version}
 
     def describe(self) -> Iterable[Metric]:
@@ -224,6 +249,10 @@ class _Collector:
             family = None if ask is None else self._gauge(ask, name, text, label, unit)
             if family is not None:
                 yield family
+        rtt_s = self._rtt_s()
+        if rtt_s is not None:
+            text = "Mean round trip of the last pings to workers of this front, the newest weighing most."
+            yield GaugeMetricFamily("kollator_worker_rtt", text, value=rtt_s, unit="seconds")
         for attribute, name, text, label in _COUNTERS:
             count = getattr(self._counters, attribute)
             counter = CounterMetricFamily(f"kollator_{name}", text, labels=[label] if label else None)
@@ -261,7 +290,8 @@ class Metrics:
     def __init__(self, counters: Counters, gauges: Gauges, *, node: str, version: str) -> None:
         self.counters = counters
         self._registry = registry = CollectorRegistry()
-        registry.register(_Collector(counters, gauges, node, version))
+        self._rtt_s: float | None = None
+        registry.register(_Collector(counters, gauges, lambda: self._rtt_s, node, version))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -277,12 +307,34 @@ class Metrics:
         self._bootstrap = histogram("bootstrap", "Time to answer /bootstrap.", _REQUEST_BUCKETS_S)
         self._assignment = histogram("assignment", "Time to find a client's worker.", _LOOKUP_BUCKETS_S)
         self._ping = histogram("worker_ping", "Time until a worker answered a ping.", _PING_BUCKETS_S)
+        deep = Histogram(
+            "kollator_deep_check",
+            "Time that each phase of a deep check took, of those that succeeded.",
+            labelnames=("phase",),
+            buckets=_HANDOFF_BUCKETS_S,
+            unit="seconds",
+            registry=registry,
+        )
+        self._deep = {phase: deep.labels(phase) for phase in DEEP_PHASES}
         self.bootstrapped: Callable[[float], None] = self._bootstrap.observe
         """Takes the seconds that a request to ``/bootstrap`` took."""
         self.assigned: Callable[[float], None] = self._assignment.observe
         """Takes the seconds that an assignment took."""
-        self.ponged: Callable[[float], None] = self._ping.observe
-        """Takes the seconds that a worker took to answer a ping."""
+
+    def ponged(self, rtt_s: float) -> None:
+        """Takes the seconds that a worker took to answer a ping.
+
+        Their mean is exponentially weighted, ``RTT_WEIGHT`` for the newest, over all workers of this front together.
+        """
+        self._ping.observe(rtt_s)
+        mean_s = self._rtt_s
+        self._rtt_s = rtt_s if mean_s is None else mean_s + RTT_WEIGHT * (rtt_s - mean_s)
+
+    def deep_measured(self, phase: str, seconds: float) -> None:
+        """Takes how long a phase of a deep check took, one of ``DEEP_PHASES``; of any other nothing is kept."""
+        histogram = self._deep.get(phase)
+        if histogram is not None and seconds >= 0 and not math.isnan(seconds):
+            histogram.observe(min(seconds, LONGEST_HANDOFF_S))
 
     def handed_off(self, ms: float) -> None:
         """Takes the milliseconds that a client reported with ``connected``."""

@@ -8,6 +8,15 @@ from kollator.signaling.interfaces import Note, Registrar, Tally
 from kollator.signaling.mailboxes import Absent, Mailboxes
 from kollator.signaling.messages import Close, encode
 
+_LIMITS: dict[int, str] = {
+    Close.TOO_LARGE: "message-size",
+    Close.BAD_MESSAGES: "bad-messages",
+    Close.NO_HELLO: "no-hello",
+    Close.SLOW_CONSUMER: "slow-consumer",
+    Close.RATE_LIMITED: "message-rate",
+}
+"""The limits whose excess closes a connection, by the close code."""
+
 
 class Directory:
     """The connections of one front, and the clients that dropped a moment ago.
@@ -38,6 +47,7 @@ class Directory:
             absent = self.mailboxes.returned(client, now)
         else:
             absent = Absent(older, now)
+            self._note("client-replaced", client=client, address=connection.address, replaced=older.address)
             self._replace(older)
         self.waiting.pop(connection, None)
         connection.id = client
@@ -48,6 +58,7 @@ class Directory:
     def remove_client(self, connection: Connection) -> None:
         """Takes a client out that has a newer connection to another front."""
         del self.clients[connection.id]
+        self._note("client-replaced", client=connection.id, address="", replaced=connection.address)
         self._replace(connection)
 
     def begin_worker(self, connection: Connection, claim: Claim) -> None:
@@ -55,7 +66,9 @@ class Directory:
         for table in (self.workers, self.joining):
             older = table.pop(claim.id, None)
             if older is not None:
-                self._note("worker-replaced", worker=claim.id, address=connection.address)
+                self._note(
+                    "worker-replaced", worker=claim.id, address=connection.address, replaced=older.address
+                )
                 self._replace(older)
         connection.id = claim.id
         connection.stage = Stage.JOINING
@@ -76,6 +89,11 @@ class Directory:
     def end(self, connection: Connection, code: int, reason: str, now: float) -> None:
         """Closes a connection from this side: at once it counts as gone, what it says is ignored."""
         if connection.stage is not Stage.ENDED:
+            limit = _LIMITS.get(code)
+            if code == Close.TRY_AGAIN_LATER and connection.stage is Stage.HELLO:
+                limit = "connections"
+            if limit is not None:
+                self._note("limit-hit", reason=limit, id=connection.id, address=connection.address)
             self.closed(connection, now)
             self._close(connection, code, reason)
 
@@ -88,7 +106,12 @@ class Directory:
             self._note("client-left", client=connection.id)
         elif stage is Stage.WORKER:
             del self.workers[connection.id]
-            self._note("worker-left", worker=connection.id)
+            self._note(
+                "worker-left",
+                worker=connection.id,
+                address=connection.address,
+                reason="said good-bye" if connection.left_politely else "connection closed",
+            )
             if connection.claim is not None:
                 self._registrar.worker_left(connection.claim, connection.left_politely)
         else:

@@ -55,6 +55,7 @@ class Tally(Protocol):
     messages_relayed: int
     messages_kept: int
     handoffs: int
+    worker_lost_told: int
     clients_joined: int
     clients_returned: int
     workers_joined: int
