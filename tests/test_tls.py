@@ -1,4 +1,4 @@
-"""The door over real TLS, in memory: the wrapper in between must neither lose the hand-over nor the last answer."""
+"""TLS in memory: versions, ciphers and certificates of listening endpoints, and the door behind real TLS."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from kollator.clock import Clock
 from kollator.cluster.link import End, PeerLink, Reason, TurnedAway
 from kollator.guard.addresses import limit_key
-from kollator.guard.limits import Allowance, FailureBackoff
+from kollator.guard.limits import Allowance, FailureBackoff, TokenBuckets
 
 log = Logger("kollator:cluster")
 
@@ -24,6 +24,8 @@ ADDRESSES_MAX = 1024
 LINES_A_SECOND = 0.2
 LINES_AT_ONCE = 10
 """How much may be logged about those who are no peers."""
+TLS_SAID_AGAIN_S = 60.0
+"""A front whose certificate is refused tries for ever: that is logged so often for each address."""
 
 _BLAMELESS = ("closed-early", "stopping", "duplicate-link", "half-open", "backed-off", "handshake-timeout")
 """Not held against an address: load balancers look whether a port is open, and fronts may be slow."""
@@ -34,7 +36,8 @@ class Acceptor(Factory):
     """Builds links for accepted connections: for the endpoints of PEER_LISTEN, and for ``/worker-sync``.
 
     ``begin`` makes a link for an address. ``count`` takes the reason for each connection that gets none. ``exempt``
-    tells addresses that are always listened to.
+    tells addresses that are always listened to. ``noted`` takes the address and the reason of each link that was
+    refused, but for those that are nobody's fault.
     """
 
     noisy = False
@@ -45,16 +48,19 @@ class Acceptor(Factory):
         clock: Clock,
         count: Callable[[Reason], object],
         exempt: Callable[[str], bool],
+        noted: Callable[[str, str], object] = lambda address, reason: None,
     ) -> None:
         self.is_open = False
         self._begin = begin
         self._clock = clock
         self._count = count
         self._exempt = exempt
+        self._noted = noted
         self._half_open: dict[PeerLink, None] = {}
         self._backoff = FailureBackoff(BACKED_OFF_FIRST_S, BACKED_OFF_LAST_S, ADDRESSES_MAX)
         self._lines = Allowance(LINES_A_SECOND, LINES_AT_ONCE)
         self._lines_full_at = 0.0
+        self._tls_lines = TokenBuckets(1 / TLS_SAID_AGAIN_S, 1, ADDRESSES_MAX)
         self._unsaid = 0
 
     def buildProtocol(self, addr: Any) -> Any:
@@ -95,7 +101,11 @@ class Acceptor(Factory):
             self.blame(link)
         if end.reason in _NOT_SAID:
             return
-        full_at = self._lines.spend(self._lines_full_at, self._clock.seconds())
+        self._noted(link.address, end.reason)
+        now = self._clock.seconds()
+        if end.reason == "tls" and self._tls_lines.take(limit_key(link.address), now):
+            return
+        full_at = self._lines.spend(self._lines_full_at, now)
         if full_at < 0:
             self._unsaid += 1
             return

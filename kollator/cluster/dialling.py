@@ -87,6 +87,7 @@ class Dialler:
         self._clock = clock
         self._begin = begin
         self._uniform = uniform
+        self._endpoint_of = endpoint_of
         self._routes: dict[str, Route] = {}
         for peer in peers:
             try:
@@ -97,6 +98,16 @@ class Dialler:
                     "write tcp:host:port, tls:host:port or wss://host/worker-sync"
                 ) from None
             self._routes[peer.node] = Route(peer, endpoint)
+
+    def reload(self) -> None:
+        """Parses the endpoints again, which reads their certificates again; what cannot be used stays as it was."""
+        for route in self._routes.values():
+            try:
+                route.endpoint = self._endpoint_of(self._clock, route.peer.endpoint)
+            except Exception as problem:  # endpoint parsers raise whatever they like
+                log.warn(
+                    "{endpoint} stays as it was: {why}", endpoint=route.peer.endpoint, why=one_line(problem)
+                )
 
     def start(self) -> None:
         """From now on."""

@@ -16,7 +16,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,6 +29,7 @@ from kollator.cluster.outbox import TurnEnd
 from kollator.cluster.wire import NONCE_BYTES, Frame, RefusalReason, Summary
 from kollator.cluster.worker_sync import client_endpoint
 from kollator.settings import Peer
+from kollator.tls import Credentials, ListenEndpoint, TlsError, check_authorities, listen_endpoint
 
 __all__ = ["LinkError", "Links"]
 
@@ -52,6 +52,8 @@ class Links(Service):
     peer, ``received`` in between, with every frame but refusals. ``summary`` gives what pings carry. ``count``
     takes one of ``link.REASONS`` for each link, or attempt at one, that is over. ``exempt`` tells addresses that
     are always listened to. ``random_bytes`` gives nonces and ``uniform`` a random number between two others.
+    ``refused`` takes the address and the reason of each link that was refused to who dialled in.
+    ``client_ca`` is a file of authorities: who links in by an ``ssl:`` endpoint must show a certificate of theirs.
 
     ``acceptor`` is what ``worker_sync.WorkerSyncFactory`` takes.
     """
@@ -74,10 +76,14 @@ class Links(Service):
         exempt: Callable[[str], bool] = lambda address: False,
         keepalive_s: float = KEEPALIVE_S,
         endpoint_of: Callable[[Any, str], Any] = client_endpoint,
+        client_ca: str | None = None,
+        refused: Callable[[str, str], object] = lambda address, reason: None,
     ) -> None:
         self.node = node
         self.ports: list[Any] = []
-        self.acceptor = Acceptor(self._begin, reactor, count, exempt)
+        self.credentials: list[Credentials] = []
+        """Of the TLS endpoints that are listened on; to be reloaded when their files change."""
+        self.acceptor = Acceptor(self._begin, reactor, count, exempt, refused)
         self._reactor = reactor
         self._listen = tuple(listen)
         self._peers = tuple(peers)
@@ -92,6 +98,7 @@ class Links(Service):
         self._count = count
         self._keepalive_s = keepalive_s
         self._endpoint_of = endpoint_of
+        self._client_ca = client_ca
         self._dialler: Dialler | None = None
         self._up: dict[str, PeerLink] = {}
         self._all: dict[PeerLink, None] = {}
@@ -143,6 +150,11 @@ class Links(Service):
 
     def privilegedStartService(self) -> None:
         """Binds the endpoints. Raises ``LinkError``."""
+        if self._client_ca is not None:
+            try:
+                check_authorities(self._client_ca)
+            except TlsError as problem:
+                raise LinkError(f"PEER_CLIENT_CA: {problem}; name a PEM file of certificates") from None
         self._dialler = Dialler(
             self.node,
             self._peers,
@@ -151,17 +163,35 @@ class Links(Service):
             uniform=self._uniform,
             endpoint_of=self._endpoint_of,
         )
-        for description in self._listen:
-            self._bind(description)
+        endpoints = [(description, self._parse(description)) for description in self._listen]
+        self.credentials = [endpoint.credentials for _, endpoint in endpoints if endpoint.credentials is not None]
+        self._check_client_ca(endpoints)
+        for description, endpoint in endpoints:
+            self._bind(description, endpoint)
         super().privilegedStartService()
 
-    def _bind(self, description: str) -> None:
+    def _parse(self, description: str) -> ListenEndpoint:
         try:
-            listening = serverFromString(self._reactor, description).listen(self.acceptor)
+            return listen_endpoint(self._reactor, description, client_ca=self._client_ca)
         except Exception as problem:  # endpoint parsers raise whatever they like
             raise LinkError(
                 f"PEER_LISTEN: {description!r} is not an endpoint: {one_line(problem)}; write one like tcp:9090"
             ) from None
+
+    def _check_client_ca(self, endpoints: Sequence[tuple[str, ListenEndpoint]]) -> None:
+        if self._client_ca is None or not self._peers:
+            return
+        for description, endpoint in endpoints:
+            if endpoint.credentials is None:
+                log.warn("PEER_CLIENT_CA is nothing to {description}: it is no ssl: endpoint", description=description)
+        if not self.credentials:
+            raise LinkError(
+                "PEER_CLIENT_CA: PEER_LISTEN has no ssl: endpoint, so nobody would be asked for a certificate; "
+                "write one like ssl:9443:privateKey=key.pem:certKey=cert.pem, or leave PEER_CLIENT_CA out"
+            )
+
+    def _bind(self, description: str, endpoint: ListenEndpoint) -> None:
+        listening = maybeDeferred(endpoint.listen, self.acceptor)
         failures: list[Failure] = []
         listening.addCallbacks(self.ports.append, failures.append)
         if failures:
@@ -169,6 +199,11 @@ class Links(Service):
                 f"PEER_LISTEN: {description!r} cannot be listened on: {one_line(failures[0].value)}; "
                 "stop what uses it, or choose another"
             )
+
+    def reload_routes(self) -> None:
+        """Reads the certificates again that peers are dialled with. Links that there are stay."""
+        if self._dialler is not None:
+            self._dialler.reload()
 
     def startService(self) -> None:
         """Begins to dial, and to answer who dials. Raises ``LinkError``."""

@@ -1,0 +1,296 @@
+"""TLS of the listening endpoints: TLS 1.2 or newer, good ciphers, certificates that change while the front runs.
+
+``ssl:`` endpoint strings are understood here and not by Twisted's own parser, which loads a certificate once and for
+all, takes older protocols when told to, and leaves out the rest of a chain that is in the same file. The parameters
+are the same. Connections are made with what was loaded last: a reload is for new handshakes, those that are through go
+on. No session is resumed, so nothing of an old certificate or of an old authority outlives the reload.
+
+In ``haproxy:ssl:`` the PROXY header comes in clear, before the handshake, as every proxy sends it (PROXY protocol,
+section 2). Twisted itself looks for it inside TLS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from OpenSSL import SSL
+from OpenSSL.crypto import X509, Error, PKey, X509StoreFlags
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IStreamServerEndpoint
+from twisted.internet.ssl import (
+    AcceptableCiphers,
+    Certificate,
+    CertificateOptions,
+    DiffieHellmanParameters,
+    TLSVersion,
+    trustRootFromCertificates,
+)
+from twisted.logger import Logger
+from twisted.protocols.haproxy import proxyEndpoint
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.filepath import FilePath
+from zope.interface import implementer
+
+log = Logger("kollator:tls")
+
+FILE_BYTES = 1_048_576
+"""More than any certificate or list of authorities has."""
+SSL_PARAMETERS = (
+    "port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain", "dhParameters",
+)
+"""What an ``ssl:`` endpoint string takes, in the order of those that are given without a name."""
+CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!DSS")
+"""For TLS 1.2: forward secrecy and authenticated encryption only, as Mozilla's "intermediate" has it. TLS 1.3 has none
+that is not so. DHE takes ``dhParameters``."""
+
+_ANY_VERSION = ("TLS_METHOD", "TLS_SERVER_METHOD", "SSLv23_METHOD")
+_ONE_VERSION = {"TLSv1_2_METHOD": TLSVersion.TLSv1_2}
+
+
+class TlsError(ValueError):
+    """An endpoint string or one of its files cannot be used: one line that names which, and why."""
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class Credentials:
+    """The private key and the certificate of one TLS endpoint, in PEM files that may be replaced at any time.
+
+    ``certificate`` may hold the chain too, the endpoint's own certificate first, as ``chain`` does without that one.
+    ``dh_parameters`` allows DHE. ``client_ca`` is a file of authorities: with it only clients are let in that show a
+    certificate signed by one of them. ``newest`` is the highest version of TLS, where not all are wanted.
+
+    Raises ``TlsError``.
+    """
+
+    def __init__(
+        self,
+        private_key: str,
+        certificate: str,
+        *,
+        chain: str | None = None,
+        dh_parameters: str | None = None,
+        client_ca: str | None = None,
+        newest: Any = None,
+    ) -> None:
+        self._named = {"privateKey": private_key, "certKey": certificate}
+        for name, path in (("extraCertChain", chain), ("dhParameters", dh_parameters), ("PEER_CLIENT_CA", client_ca)):
+            if path is not None:
+                self._named[name] = path
+        self.certificate = certificate
+        self.files = tuple(dict.fromkeys(self._named.values()))
+        """The files to watch."""
+        self._newest = newest
+        self._contents = self._read()
+        self._options = self._load(self._contents)
+
+    def serverConnectionForTLS(self, protocol: Any) -> Any:
+        """The TLS of one new connection, with the certificate of this moment."""
+        return self._options.serverConnectionForTLS(protocol)
+
+    def reload(self) -> bool:
+        """Reads the files again; True when something new was taken. What cannot be used is said and left alone.
+
+        That keeps an endpoint alive while its files are being replaced one after the other.
+        """
+        try:
+            contents = self._read()
+            if contents == self._contents:
+                return False
+            self._options = self._load(contents)
+        except TlsError as problem:
+            log.warn("{problem}; new connections get the certificate that was there before", problem=str(problem))
+            return False
+        self._contents = contents
+        log.info(
+            "the certificate in {certificate} was read again; it is good until {until}",
+            certificate=self.certificate,
+            until=f"{self._certificates(contents, 'certKey')[0].not_valid_after_utc:%Y-%m-%d %H:%M UTC}",
+        )
+        return True
+
+    def _read(self) -> dict[str, bytes]:
+        return {name: _content(f"{name}: {path}", path) for name, path in self._named.items()}
+
+    def _certificates(self, contents: dict[str, bytes], name: str) -> list[x509.Certificate]:
+        return _certificates(contents[name], f"{name}: {self._named[name]}") if name in self._named else []
+
+    def _load(self, contents: dict[str, bytes]) -> Any:
+        own, *chain = self._certificates(contents, "certKey")
+        chain += self._certificates(contents, "extraCertChain")
+        trusted = self._certificates(contents, "PEER_CLIENT_CA")
+        authorities = [Certificate.loadPEM(one.public_bytes(Encoding.PEM)) for one in trusted]
+        key = self._key(contents["privateKey"], own)
+        dh = self._named.get("dhParameters")
+        try:
+            options: Any = CertificateOptions(
+                privateKey=key,
+                certificate=X509.from_cryptography(own),
+                extraCertChain=[X509.from_cryptography(one) for one in chain],
+                dhParameters=None if dh is None else DiffieHellmanParameters.fromFile(FilePath(dh)),
+                acceptableCiphers=CIPHERS,
+                raiseMinimumTo=TLSVersion.TLSv1_2,
+                lowerMaximumSecurityTo=self._newest,
+                trustRoot=trustRootFromCertificates(authorities) if authorities else None,
+            )
+            context = options.getContext()  # made now, so that what is wrong comes out now
+        except (Error, SSL.Error, ValueError) as problem:
+            raise TlsError(f"certKey: {self.certificate} cannot be used: {_openssl(problem)}") from None
+        if authorities:
+            # An authority may be an intermediate one: what the operator names is where trust begins.
+            context.get_cert_store().set_flags(X509StoreFlags.PARTIAL_CHAIN)
+        return options
+
+    def _key(self, content: bytes, certificate: x509.Certificate) -> PKey:
+        path = self._named["privateKey"]
+        try:
+            # OpenSSL itself would ask for the password of an encrypted key, on the terminal, and wait.
+            key: Any = load_pem_private_key(content, None)
+            public, form = key.public_key(), (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            belongs = public.public_bytes(*form) == certificate.public_key().public_bytes(*form)
+            loaded = PKey.from_cryptography_key(key)
+        except TypeError:
+            raise TlsError(f"privateKey: {path} is encrypted, or of a kind that TLS does not take") from None
+        except Exception:  # whatever is in the file
+            raise TlsError(f"privateKey: {path} holds no private key in PEM form") from None
+        if not belongs:
+            raise TlsError(f"privateKey: {path} does not belong to the certificate in {self.certificate}")
+        return loaded
+
+
+@implementer(IStreamServerEndpoint)
+class ListenEndpoint:
+    """An endpoint to listen on. ``credentials`` are what its TLS uses; None where it has none that are known here."""
+
+    def __init__(self, reactor: Any, endpoint: Any, credentials: Credentials | None = None) -> None:
+        self.credentials = credentials
+        self._reactor = reactor
+        self.endpoint = endpoint
+
+    def listen(self, protocolFactory: Any) -> Deferred[Any]:
+        """Binds it; fires with the port."""
+        factory, credentials = protocolFactory, self.credentials
+        if credentials is not None:
+            creator: Any = credentials  # zope's interfaces are not known to mypy
+            factory = TLSMemoryBIOFactory(creator, False, protocolFactory, self._reactor)
+        listening: Deferred[Any] = self.endpoint.listen(factory)
+        return listening
+
+
+def listen_endpoint(reactor: Any, description: str, *, client_ca: str | None = None) -> ListenEndpoint:
+    """The endpoint of an endpoint string; ``ssl:`` and ``haproxy:ssl:`` get TLS as this module has it.
+
+    ``client_ca`` is a file of authorities for client certificates; kinds other than ``ssl:`` leave it aside. Raises
+    ``TlsError``, and whatever Twisted's parsers raise.
+    """
+    within = description.removeprefix("haproxy:")
+    if not within.startswith("ssl:"):
+        log.debug("{description}: certificates, if it has any, are the endpoint's own matter", description=description)
+        return ListenEndpoint(reactor, serverFromString(reactor, description))
+    values = _named_values(within, SSL_PARAMETERS)
+    private_key = values.get("privateKey", "server.pem")
+    credentials = Credentials(
+        private_key,
+        values.get("certKey", private_key),
+        chain=values.get("extraCertChain"),
+        dh_parameters=values.get("dhParameters"),
+        client_ca=client_ca,
+        newest=_newest(values.get("sslmethod")),
+    )
+    endpoint: Any = TCP4ServerEndpoint(
+        reactor, _whole(values, "port"), _whole(values, "backlog", "50"), values.get("interface", "")
+    )
+    return ListenEndpoint(reactor, endpoint if within == description else proxyEndpoint(endpoint), credentials)
+
+
+def check_authorities(path: str) -> None:
+    """Raises ``TlsError`` when ``path`` is not a PEM file of certificates."""
+    _certificates(_content(path), path)
+
+
+def client_files(description: str) -> tuple[str, ...]:
+    """The files and folders that a ``tls:`` client endpoint string names, to be watched; none for other kinds."""
+    if not description.startswith("tls:"):
+        return ()
+    _, named = _split(description)
+    names = ("certificate", "privateKey", "trustRoots")
+    return tuple(dict.fromkeys(named[name] for name in names if named.get(name)))
+
+
+# -- endpoint strings -------------------------------------------------------------------------------------------------
+
+
+def _split(description: str) -> tuple[list[str], dict[str, str]]:
+    """The unnamed and the named parameters, as Twisted's documentation of endpoint strings has it."""
+    parameters: list[list[str]] = [[""]]
+    characters = iter(description)
+    for character in characters:
+        if character == ":":
+            parameters.append([""])
+        elif character == "=" and len(parameters[-1]) == 1:
+            parameters[-1].append("")
+        else:
+            parameters[-1][-1] += next(characters, "") if character == "\\" else character
+    named = {name: value[0] for name, *value in parameters if value}
+    return [name for name, *value in parameters if not value], named
+
+
+def _named_values(description: str, names: tuple[str, ...]) -> dict[str, str]:
+    (kind, *unnamed), named = _split(description)
+    if len(unnamed) > len(names):
+        raise TlsError(f"{kind}: takes {len(names)} parameters at most")
+    values = dict(zip(names, unnamed, strict=False))
+    for name, value in named.items():
+        if name not in names or name in values:
+            raise TlsError(f"{kind}: {name} is {'there twice' if name in names else 'not known'}")
+        values[name] = value
+    return values
+
+
+def _whole(values: dict[str, str], name: str, default: str = "") -> int:
+    text = values.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise TlsError(f"{name}: {text!r} is not a number") from None
+
+
+def _newest(method: str | None) -> Any:
+    """The highest version that ``sslmethod`` allows; None for all."""
+    if method is None or method in _ANY_VERSION:
+        return None
+    if method not in _ONE_VERSION:
+        allowed = ", ".join((*_ANY_VERSION[:1], *_ONE_VERSION))
+        raise TlsError(f"sslmethod={method} is not TLS 1.2 or newer; leave sslmethod out, or write one of {allowed}")
+    return _ONE_VERSION[method]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _content(what: str, path: str = "") -> bytes:
+    try:
+        with open(path or what, "rb") as file:
+            content = file.read(FILE_BYTES + 1)
+    except (OSError, ValueError) as problem:
+        raise TlsError(f"{what} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+    if len(content) > FILE_BYTES:
+        raise TlsError(f"{what} is larger than {FILE_BYTES} bytes")
+    return content
+
+
+def _certificates(content: bytes, what: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except Exception:  # whatever is in the file
+        raise TlsError(f"{what} holds no certificate in PEM form, or a broken one") from None
+
+
+def _openssl(problem: Exception) -> str:
+    """What OpenSSL says, without its numbers."""
+    entries = problem.args[0] if problem.args else None
+    if isinstance(entries, (list, tuple)) and entries:
+        return "; ".join(str(entry[-1]) for entry in entries)
+    return " ".join(str(problem).split()) or type(problem).__name__
