@@ -7,8 +7,6 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from twisted.internet.endpoints import serverFromString
-
 from kollator.assembly import Front
 from kollator.drain import StopSignals
 from kollator.observe import logs
@@ -16,6 +14,7 @@ from kollator.settings import FrontOptions, SettingError, Settings
 from kollator.starting import StartError, cannot_listen, one_line
 from kollator.state.errors import StoreError
 from kollator.state.store import Store
+from kollator.tls import listen_endpoint
 
 Options = FrontOptions
 
@@ -32,7 +31,7 @@ class TwistdFront(Front):
         """Twistd hands over the application here, before it begins to log."""
         super().setServiceParent(parent)
         logs.install(
-            parent, self._twistd, self.settings.log_format, self.settings.debug, reactor=self.reactor
+            parent, self._twistd, self.settings.log_format, self.debug, reactor=self.reactor
         )
 
     def privilegedStartService(self) -> None:
@@ -68,8 +67,9 @@ def makeService(options: FrontOptions, environ: Mapping[str, str] | None = None)
 
     try:
         settings = Settings.load(options, os.environ if environ is None else environ)
-        for description in (*settings.listen, *settings.peer_listen):
-            _check_endpoint(reactor, description)
+        for setting, descriptions in (("LISTEN", settings.listen), ("PEER_LISTEN", settings.peer_listen)):
+            for description in descriptions:
+                _check_endpoint(reactor, setting, description)
         Store.check(settings.database, extension=settings.crsqlite_path)
         twistd: Mapping[str, Any] = options.parent or {}
         if not twistd.get("nodaemon"):
@@ -85,7 +85,7 @@ def _check_port(reactor: Any, description: str) -> None:
 
     Endpoints of other kinds are left to the daemon, whose errors twistd shows in its own way.
     """
-    endpoint = serverFromString(reactor, description)
+    endpoint = listen_endpoint(reactor, description).endpoint
     port, interface = getattr(endpoint, "_port", None), getattr(endpoint, "_interface", None)
     if not isinstance(port, int) or not isinstance(interface, str) or port == 0:
         return
@@ -98,11 +98,11 @@ def _check_port(reactor: Any, description: str) -> None:
             raise cannot_listen(description, problem) from None
 
 
-def _check_endpoint(reactor: Any, description: str) -> None:
+def _check_endpoint(reactor: Any, setting: str, description: str) -> None:
     try:
-        serverFromString(reactor, description)
+        listen_endpoint(reactor, description)
     except Exception as problem:
         raise StartError(
-            f"LISTEN: {description!r} is not an endpoint that can be used: {one_line(problem)}; "
+            f"{setting}: {description!r} is not an endpoint that can be used: {one_line(problem)}; "
             "write tcp:8080, or ssl:8443:privateKey=key.pem:certKey=cert.pem"
         ) from None

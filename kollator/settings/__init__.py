@@ -6,6 +6,7 @@ have the unit that the table names. Nothing here imports the reactor.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,11 +41,16 @@ class Settings:
     leader_election: bool
     peers: tuple[Peer, ...]
     peer_listen: tuple[str, ...]
+    peer_client_ca: str | None
     cluster_keys: tuple[bytes, ...] = field(repr=False)
     worker_keys: tuple[bytes, ...] = field(repr=False)
     workers_file: str | None
+    workers_file_only: bool
     worker_health_timeout_s: float
     worker_health_interval_s: float
+    deep_health_interval_s: float
+    deep_health_url: str | None
+    panic_threshold: float
     hash_replicas: int
     database: str
     sync_interval_s: float
@@ -66,11 +72,22 @@ class Settings:
     message_rate: float
     rate_limit_exempt: tuple[Network, ...]
     write_buffer_bytes: int
+    write_buffers_bytes: int
+    http_connections: int
+    http_connections_per_ip: int
+    auth_backoff_s: float
+    check_descriptions: bool
     drain_timeout_s: float
     keepalive_interval_s: float
     hello_timeout_s: float
     header_timeout_s: float
     ticket_ttl_s: float
+    admin_tokens: tuple[bytes, ...] = field(repr=False)
+    audit_log: str | None
+    audit_log_bytes: int
+    audit_log_files: int
+    processes: int
+    fast_path: bool
     debug: tuple[str, ...]
     log_format: str
     crsqlite_path: str | None
@@ -123,6 +140,9 @@ def _derive(chosen: dict[str, Any], host_name: Callable[[], str]) -> None:
         chosen["peer_listen"] = ()
     if chosen["demo_folder"]:
         chosen["demo_worker"] = True
+    if "audit_log" not in chosen:
+        database = chosen["database"]
+        chosen["audit_log"] = None if database == ":memory:" else os.path.splitext(database)[0] + ".audit.jsonl"
 
 
 def _check(chosen: dict[str, Any]) -> None:
@@ -135,6 +155,9 @@ def _check(chosen: dict[str, Any]) -> None:
     if chosen["peers"] and not chosen["cluster_keys"]:
         problem = "PEERS is set and there is no key; name the file with the key that all fronts share"
         raise SettingError("CLUSTER_KEY_FILE (--cluster-key-file)", problem)
+    if chosen["workers_file_only"] and not chosen["workers_file"]:
+        problem = "there is no WORKERS_FILE, so that no worker could register; name one, or leave this out"
+        raise SettingError("WORKERS_FILE_ONLY (--workers-file-only)", problem)
     least_s = 3 * chosen["heartbeat_interval_s"]
     for name, variable in (
         ("election_timeout_s", "ELECTION_TIMEOUT"),

@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from attrs import frozen
 
@@ -22,6 +22,7 @@ from kollator.guard.turn import MAX_ICE_URLS, check_ice_url
 
 NODE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 SYNC_PATH = "/worker-sync"
+SIGNALING_PATH = "/signaling"
 SHOWN_CHARS = 60
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -149,6 +150,11 @@ def path(text: str) -> str:
     return text
 
 
+def path_or_none(text: str) -> str | None:
+    """The path of a file; None for an empty text, which says that there is to be none."""
+    return path(text) if text else None
+
+
 def folder(text: str) -> str:
     """The absolute path of a folder that is there now."""
     if "\0" in text or not os.path.isdir(text):
@@ -211,6 +217,19 @@ def _is_sync_url(text: str) -> bool:
 
 
 # -- WebRTC, origins, keys, logs ----------------------------------------------------------------------------
+
+
+def signaling_url(text: str) -> str:
+    """The WebSocket URL of a front's signaling; one without a path gets ``/signaling``."""
+    try:
+        url = urlsplit(text)
+        usable = url.scheme in ("ws", "wss") and bool(url.hostname) and url.port != 0 and text.isprintable()
+    except ValueError:
+        usable = False
+    if not usable or "@" in url.netloc or url.fragment or " " in text:
+        remedy = "write one like ws://front.example:8080/signaling or wss://front.example/signaling"
+        raise ValueError(f"{quoted(text)} is not a front's WebSocket URL; {remedy}")
+    return urlunsplit(url._replace(path=url.path if url.path.strip("/") else SIGNALING_PATH))
 
 
 def ice_urls(*schemes: str) -> Callable[[Sequence[str]], tuple[str, ...]]:
