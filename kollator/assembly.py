@@ -178,7 +178,9 @@ class Front(MultiService):
         ice_servers = IceServers(
             settings.stun_servers, settings.turn_servers, settings.turn_secrets, settings.turn_ttl_s
         )
-        self.gate = gate = Gate(settings, lambda: self.drain.draining, self.counters.refuse)
+        self.gate = gate = Gate(
+            settings, lambda: self.drain.draining, self.counters.refuse, note=self.audit.note
+        )
         self.metrics = Metrics(self.counters, front_gauges(self), node=settings.node_id, version=kollator.__version__)
         self.registry = registry = Registry(
             pool,
@@ -197,6 +199,8 @@ class Front(MultiService):
             worker_keys=self._worker_keys,
             worker_allowed=gate.worker_allowed,
             worker_listed=self.workers_list.permits,
+            auth_backoff=gate.auth_backoff,
+            check_descriptions=settings.check_descriptions,
             ice_servers=lambda who: ice_servers.for_client(who, time.time()),
             assign=lambda address, region, exclude: self.views.assign(address, region, exclude),
             usable=lambda worker: bool(pool.fronts_of(worker)),
@@ -232,6 +236,7 @@ class Front(MultiService):
             release=gate.release,
             allowance_of=gate.allowance,
             write_buffer_bytes=settings.write_buffer_bytes,
+            write_buffers_bytes=settings.write_buffers_bytes,
             handshake_timeout_s=settings.header_timeout_s,
             refused=self.counters.refuse,
         )

@@ -35,7 +35,7 @@ def open_doors(front: Front) -> None:
     )
     front.debug.watch("kollator:web", lambda wanted: setattr(site, "debug", wanted))
     upgrades = {b"/" + name: factory for name, factory in sockets.items()}
-    front.door.open(site=site, upgrades=upgrades, admission=admission)
+    front.door.open(site=site, upgrades=upgrades, admission=admission, places=front.gate.places)
 
 
 def _admin(front: Front) -> Resource | None:

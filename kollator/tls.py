@@ -29,10 +29,11 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 from twisted.logger import Logger
-from twisted.protocols.haproxy import proxyEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.filepath import FilePath
 from zope.interface import implementer
+
+from kollator.proxyheader import ProxyHeaderEndpoint
 
 log = Logger("kollator:tls")
 
@@ -188,7 +189,8 @@ def listen_endpoint(reactor: Any, description: str, *, client_ca: str | None = N
     within = description.removeprefix("haproxy:")
     if not within.startswith("ssl:"):
         log.debug("{description}: certificates, if it has any, are the endpoint's own matter", description=description)
-        return ListenEndpoint(reactor, serverFromString(reactor, description))
+        endpoint: Any = serverFromString(reactor, within)
+        return ListenEndpoint(reactor, endpoint if within == description else ProxyHeaderEndpoint(endpoint))
     values = _named_values(within, SSL_PARAMETERS)
     private_key = values.get("privateKey", "server.pem")
     credentials = Credentials(
@@ -199,10 +201,12 @@ def listen_endpoint(reactor: Any, description: str, *, client_ca: str | None = N
         client_ca=client_ca,
         newest=_newest(values.get("sslmethod")),
     )
-    endpoint: Any = TCP4ServerEndpoint(
+    endpoint = TCP4ServerEndpoint(
         reactor, _whole(values, "port"), _whole(values, "backlog", "50"), values.get("interface", "")
     )
-    return ListenEndpoint(reactor, endpoint if within == description else proxyEndpoint(endpoint), credentials)
+    if within != description:
+        endpoint = ProxyHeaderEndpoint(endpoint)
+    return ListenEndpoint(reactor, endpoint, credentials)
 
 
 def check_authorities(path: str) -> None:

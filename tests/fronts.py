@@ -121,6 +121,8 @@ class Front:
             tickets=self.tickets,
             worker_keys=(KEY,),
             worker_allowed=self.gate.worker_allowed,
+            auth_backoff=self.gate.auth_backoff,
+            check_descriptions=settings.check_descriptions,
             ice_servers=lambda who: ice_servers.for_client(who, self.wall()),
             assign=lambda address, region, exclude: self.views.assign(address, region, exclude),
             usable=lambda worker: bool(self.pool.fronts_of(worker)),
@@ -155,6 +157,7 @@ class Front:
             release=self.gate.release,
             allowance_of=self.gate.allowance,
             write_buffer_bytes=settings.write_buffer_bytes,
+            write_buffers_bytes=settings.write_buffers_bytes,
             handshake_timeout_s=settings.header_timeout_s,
             refused=self.counters.refuse,
         )
@@ -178,7 +181,8 @@ class Front:
         self.door = DoorFactory(
             clock=clock, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
         )
-        self.door.open(site=self.site, upgrades={b"/signaling": self.signaling}, admission=admission)
+        upgrades = {b"/signaling": self.signaling}
+        self.door.open(site=self.site, upgrades=upgrades, admission=admission, places=self.gate.places)
 
     def wall(self) -> float:
         """Unix seconds."""

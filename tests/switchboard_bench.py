@@ -138,11 +138,15 @@ class Bench:
         self.handoffs: list[float] = []
         self.assigned: list[tuple[str, str | None, tuple[str, ...]]] = []
         self.banned: set[str] = set()
+        """Addresses that no worker may come from."""
+        self.unlisted: set[str] = set()
+        """Workers, and addresses, that the operator does not take."""
         self.board = Switchboard(
             node="signaling-1",
             tickets=self.tickets,
             worker_keys=KEYS,
             worker_allowed=lambda address: address not in self.banned,
+            worker_listed=lambda *names: not self.unlisted.intersection(names),
             ice_servers=lambda who: [IceServer(["stun:stun.example"])],
             assign=self.assign,
             usable=lambda worker: worker in self.pool,

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.guard.limits import Allowance, ConnectionCounts, FailureBackoff, TokenBuckets, retry_after_s
+from kollator.guard.limits import (
+    AddressBackoff,
+    Allowance,
+    ConnectionCounts,
+    FailureBackoff,
+    TokenBuckets,
+    retry_after_s,
+)
 
 NOW = 1_760_000_000.0
 
@@ -192,6 +199,61 @@ class FailureBackoffTests(SynchronousTestCase):
         """Without it a wrong setting would mean no back-off at all."""
         for arguments in [(0, 1, 1), (2, 1, 1), (1, float("inf"), 1), (1, 1, 0)]:
             self.assertRaises(ValueError, FailureBackoff, *arguments)
+
+
+class AddressBackoffTests(SynchronousTestCase):
+    """Addresses whose workers gave a wrong proof."""
+
+    def test_doubles_to_its_longest(self) -> None:
+        """Without it the first slip would lock an operator's other workers out for a minute, or a guesser for none."""
+        backoff = AddressBackoff(4.0, 10, lambda address: False)
+        now = 100.0
+        for wait_s in (1.0, 2.0, 4.0, 4.0):
+            self.assertFalse(backoff.keeps_out("192.0.2.1", now))
+            backoff.failed("192.0.2.1", now)
+            self.assertTrue(backoff.keeps_out("192.0.2.1", now + wait_s - 0.01))
+            self.assertFalse(backoff.keeps_out("192.0.2.2", now))
+            now += wait_s
+        backoff.failed("192.0.2.1", now)
+        backoff.succeeded("192.0.2.1")
+        self.assertFalse(backoff.keeps_out("192.0.2.1", now))
+        backoff.failed("192.0.2.1", now)
+        self.assertFalse(backoff.keeps_out("192.0.2.1", now + 1.0))
+
+    def test_together(self) -> None:
+        """Without it a hundred workers with an old key, all at once, would be kept out for the longest time."""
+        backoff = AddressBackoff(60.0, 10, lambda address: False)
+        for _ in range(100):
+            backoff.failed("192.0.2.1", 5.0)
+        self.assertEqual((backoff.keeps_out("192.0.2.1", 5.9), backoff.keeps_out("192.0.2.1", 6.0)), (True, False))
+
+    def test_mentioned_once(self) -> None:
+        """Without it who is kept out could fill the audit log."""
+        backoff = AddressBackoff(60.0, 10, lambda address: False)
+        self.assertFalse(backoff.mention("192.0.2.1"))
+        for now in (0.0, 1.0):
+            backoff.failed("192.0.2.1", now)
+            self.assertEqual([backoff.mention("192.0.2.1") for _ in range(3)], [True, False, False])
+            self.assertTrue(backoff.keeps_out("192.0.2.1", now + 0.5))
+
+    def test_networks(self) -> None:
+        """Without it a host would fail from another of its addresses each time."""
+        backoff = AddressBackoff(60.0, 10, lambda address: False)
+        backoff.failed("2001:db8::1", 0.0)
+        self.assertTrue(backoff.keeps_out("2001:db8::2", 0.5))
+
+    def test_spared_or_off(self) -> None:
+        """Without it RATE_LIMIT_EXEMPT would not hold, and AUTH_BACKOFF=0 would not turn it off."""
+        for backoff in (AddressBackoff(60.0, 10, lambda address: True), AddressBackoff(0.0, 10, lambda address: False)):
+            backoff.failed("192.0.2.1", 0.0)
+            self.assertEqual((backoff.keeps_out("192.0.2.1", 0.0), backoff.mention("192.0.2.1")), (False, False))
+            backoff.succeeded("192.0.2.1")
+
+    def test_less_than_the_first(self) -> None:
+        """Without it an AUTH_BACKOFF under a second would stop the front at its start."""
+        backoff = AddressBackoff(0.5, 10, lambda address: False)
+        backoff.failed("192.0.2.1", 0.0)
+        self.assertEqual((backoff.keeps_out("192.0.2.1", 0.4), backoff.keeps_out("192.0.2.1", 0.5)), (True, False))
 
 
 class ConnectionCountsTests(SynchronousTestCase):

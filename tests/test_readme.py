@@ -49,6 +49,22 @@ class ReadmeTests(SynchronousTestCase):
         readme = README.read_text("utf-8")
         self.assertEqual(readme, with_settings(readme), "run: python -m tests.test_readme")
 
+    def test_threats_table(self) -> None:
+        """Without it the table of threats could promise a setting, or a test, that there is not."""
+        _, _, rest = README.read_text("utf-8").partition(".. threats: begin")
+        rows, _, _ = rest.partition(".. threats: end")
+        names = {variable for variable, *_ in table()}
+        tests = Path(__file__).parent
+        cells = [line.removeprefix("     - ") for line in rows.splitlines() if line.startswith("     - ``")]
+        named = [name.strip("`") for cell in cells for name in cell.split()]
+        settings = [name for name in named if name.isupper()]
+        modules = [name for name in named if name.startswith(("test_", "e2e/")) or name == "fuzz"]
+        self.assertEqual(sorted(set(settings) - names), [])
+        self.assertGreater(len(modules), 30)
+        self.assertEqual(
+            [name for name in modules if not ((tests / f"{name}.py").is_file() or (tests / name).is_dir())], []
+        )
+
 
 if __name__ == "__main__":
     README.write_text(with_settings(README.read_text("utf-8")), "utf-8")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from kollator.guard.keys import matching_front_key, worker_mac
+from kollator.guard.limits import AddressBackoff
 from kollator.signaling.connection import Stage
 from kollator.signaling.messages import Close
+from kollator.signaling.switchboard import Switchboard
+from tests import switchboard_bench
 from tests.switchboard_bench import KEYS, MESSAGE_RATE, NONCE, SDP, Bench, BenchTestCase, Wire, kinds
 
 
@@ -58,6 +62,18 @@ class ClientHelloTests(BenchTestCase):
         """Without it a client that stores no ticket and sends what it has would be refused."""
         for ticket in ("", None):
             self.assertEqual(Wire(self.bench).says(type="hello", role="client", ticket=ticket)["type"], "welcome")
+
+    def test_replacement_is_noted(self) -> None:
+        """Without it the audit log would not tell that a ticket was used from another address."""
+        older = self.bench.client()
+        newer = Wire(self.bench, "192.0.2.55")
+        newer.says(type="hello", role="client", ticket=older.sent[0]["ticket"])
+        replaced = [fields for event, fields in self.bench.notes if event == "client-replaced"]
+        self.assertEqual(replaced, [{"client": newer.id, "address": "192.0.2.55", "replaced": "192.0.2.1"}])
+        self.bench.notes.clear()
+        self.board.abroad.moved_away(newer.id, newer.since_ms + 1, "signaling-2", self.bench.now)
+        moved = {"client": newer.id, "address": "", "replaced": "192.0.2.55"}
+        self.assertEqual(self.bench.notes, [("client-replaced", moved)])
 
     def test_nothing_before_hello(self) -> None:
         """Without it someone without an id could send to workers."""
@@ -140,6 +156,24 @@ class WorkerHelloTests(BenchTestCase):
         self.assertEqual(self.bench.counters.workers_refused, 1)
         self.assertEqual(self.bench.client().code, None)
 
+    def test_not_listed(self) -> None:
+        """Without it workers-file-only would take any; and who has no key would learn what the list has."""
+        for unlisted in ("w1", "10.0.0.1"):
+            self.bench.unlisted = {unlisted}
+            wire = self.bench.challenged(address="10.0.0.1")
+            wire.take()
+            stranger = self.bench.challenged(address="10.0.0.1")
+            stranger.says(type="auth", mac="00" * 32)
+            self.assertEqual(stranger.code, Close.UNAUTHENTICATED)
+            wire.sent.append({"type": "challenge", "nonce": wire.server_nonce})
+            self.assertEqual(self.bench.proves(wire), {})
+            self.assertEqual((wire.code, self.bench.registrar.held), (Close.NOT_ALLOWED, {}))
+            fields = {"worker": "w1", "address": "192.0.2.9", "reason": "not listed"}
+            self.assertEqual(self.bench.notes[-1], ("worker-unlisted", fields))
+        self.assertEqual(self.bench.counters.workers_refused, 4)
+        self.bench.unlisted = {"w2"}
+        self.assertIsNone(self.bench.worker("w1").code)
+
     def test_address_as_told_or_as_seen(self) -> None:
         """Without it the workers' list would show nothing for a worker that does not tell its address."""
         self.bench.worker("w1", address="10.0.0.1")
@@ -206,6 +240,39 @@ class WorkerHelloTests(BenchTestCase):
         self.assertEqual(older.says(type="status", sessions=1), {})
         self.assertEqual(self.bench.counters.closes["4409"], 1)
 
+    def test_what_the_audit_log_is_told(self) -> None:
+        """Without it nobody could tell later who came in as a worker, who tried to, and from where."""
+        older = self.bench.worker()
+        newer = self.bench.challenged()
+        newer.address = "192.0.2.10"
+        self.bench.proves(newer)
+        self.board.closed(newer, self.bench.now)
+        registered = {"worker": "w1", "address": "192.0.2.9", "region": "us-west", "capacity": 100}
+        self.assertEqual(
+            self.bench.notes,
+            [
+                ("worker-joined", registered),
+                ("worker-replaced", {"worker": "w1", "address": "192.0.2.10", "replaced": older.address}),
+                ("worker-joined", registered | {"address": "192.0.2.10"}),
+                ("worker-left", {"worker": "w1", "address": "192.0.2.10", "reason": "connection closed"}),
+            ],
+        )
+        self.bench.notes.clear()
+        polite = self.bench.worker()
+        polite.left_politely = True
+        self.board.closed(polite, self.bench.now)
+        self.assertEqual(self.bench.notes.pop()[1]["reason"], "said good-bye")
+        self.bench.challenged().says(type="auth", mac="00" * 32)
+        refused = {"worker": "w1", "address": "192.0.2.9"}
+        self.assertEqual(self.bench.notes.pop(), ("auth-failed", refused | {"reason": "wrong mac"}))
+        self.bench.registrar.stores = False
+        self.bench.proves(self.bench.challenged())
+        event, fields = self.bench.notes.pop()
+        self.assertEqual((event, fields), ("worker-refused", refused | {"reason": "the registration was not stored"}))
+        self.bench.banned.add("192.0.2.9")
+        self.bench.challenged()
+        self.assertEqual(self.bench.notes.pop(), ("worker-refused", refused | {"reason": "address not allowed"}))
+
     def test_a_claim_alone_replaces_nobody(self) -> None:
         """Without it anybody could throw a worker out by saying its name."""
         worker = self.bench.worker()
@@ -244,3 +311,77 @@ class WorkerHelloTests(BenchTestCase):
                 if wire.says(type="status", sessions=1):
                     break
             self.assertIn(len(bench.registrar.loads), range(count - 20, count + 1))
+
+
+class BackoffTests(BenchTestCase):
+    """Workers from an address that gave a wrong proof a moment ago."""
+
+    def setUp(self) -> None:
+        """A bench that keeps them out."""
+        backoff = AddressBackoff(60.0, 100, lambda address: address.startswith("127."))
+        self.patch(switchboard_bench, "Switchboard", partial(Switchboard, auth_backoff=backoff))
+        super().setUp()
+
+    def fails(self, wire: Wire) -> None:
+        """A wrong mac: close 4401, and nothing else."""
+        before = len(wire.sent)
+        self.assertEqual(wire.says(type="auth", mac="00" * 32), {})
+        self.assertEqual((wire.code, len(wire.sent)), (Close.UNAUTHENTICATED, before))
+
+    def test_kept_out(self) -> None:
+        """Without it keys could be tried as fast as the network is."""
+        self.fails(self.bench.challenged())
+        self.bench.now += 0.9
+        early = self.bench.challenged("w2")
+        self.assertEqual((early.sent, early.code), ([], Close.UNAUTHENTICATED))
+        self.bench.now += 0.1
+        self.assertEqual(self.bench.challenged("w2").code, None)
+        self.assertEqual(self.bench.counters.workers_refused, 2)
+        self.assertEqual(self.bench.counters.closes["4401"], 2)
+
+    def test_longer_each_time(self) -> None:
+        """Without it a second between two guesses would be all there is, for ever."""
+        for _ in range(3):
+            self.fails(self.bench.challenged())
+            self.bench.now += 4.0
+        self.fails(self.bench.challenged())
+        self.bench.now += 7.9
+        self.assertEqual(self.bench.challenged().code, Close.UNAUTHENTICATED)
+        self.bench.now += 0.1
+        self.assertIsNone(self.bench.challenged().code)
+
+    def test_good_mac_forgets(self) -> None:
+        """Without it one worker with an old key would keep its neighbours waiting longer and longer."""
+        waiting = self.bench.challenged("w2")
+        self.fails(self.bench.challenged())
+        self.bench.proves(waiting)
+        self.assertIs(waiting.stage, Stage.WORKER)
+        self.assertIsNone(self.bench.challenged("w3").code)
+
+    def test_clients_go_in(self) -> None:
+        """Without it a worker with an old key would lock out the clients behind the same address."""
+        self.fails(self.bench.challenged())
+        client = Wire(self.bench, "192.0.2.9")
+        self.assertEqual(client.says(type="hello", role="client")["type"], "welcome")
+
+    def test_told_once(self) -> None:
+        """Without it the audit log would say nothing of it, or the same a thousand times."""
+        self.fails(self.bench.challenged())
+        for _ in range(3):
+            self.bench.challenged("w2")
+        fields = {"address": "192.0.2.9"}
+        self.assertEqual(
+            [note for note in self.bench.notes if note[0] == "auth-failed"],
+            [
+                ("auth-failed", {"worker": "w1", "reason": "wrong mac", **fields}),
+                ("auth-failed", {"worker": "w2", "reason": "backing-off", **fields}),
+            ],
+        )
+        self.assertEqual(self.bench.counters.workers_refused, 4)
+
+    def test_exempt(self) -> None:
+        """Without it a demo on one machine would lock itself out."""
+        for _ in range(5):
+            wire = Wire(self.bench, "127.0.0.1")
+            wire.says(type="hello", role="worker", id="w1", nonce=NONCE)
+            self.fails(wire)

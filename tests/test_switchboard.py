@@ -125,6 +125,10 @@ class RelayTests(BenchTestCase):
         self.assertEqual(self.client.talked, tuple(f"w{number}" for number in range(5, TALKED + 5)))
 
 
+def _hit(reason: str, wire: Wire) -> dict[str, Any]:
+    return {"reason": reason, "id": wire.id, "address": wire.address}
+
+
 def _to(message: dict[str, Any]) -> dict[str, Any]:
     return {"to": message["to"]} if "to" in message else {}
 
@@ -223,6 +227,31 @@ class RuleTests(BenchTestCase):
         self.assertEqual(kinds(silent.sent), ["draining", "welcome", "draining"])
         self.assertEqual(kinds(self.bench.worker("w2").sent), [])
         self.assertEqual(self.board.connections(), [client, silent, worker, self.board.workers["w2"]])
+
+    def test_limits_are_noted(self) -> None:
+        """Without it the audit log would not tell whom the front has closed for what."""
+        closing = {
+            Close.TOO_LARGE: "message-size",
+            Close.NO_HELLO: "no-hello",
+            Close.SLOW_CONSUMER: "slow-consumer",
+            Close.TRY_AGAIN_LATER: "connections",
+        }
+        for code, reason in closing.items():
+            wire = Wire(self.bench, "192.0.2.77")
+            self.board.end(wire, code, "test", self.bench.now)
+            self.board.end(wire, code, "test", self.bench.now)
+            self.assertEqual(self.bench.notes.pop(), ("limit-hit", _hit(reason, wire)))
+        talker = self.bench.limited(self.bench.client())
+        for _ in range(400 + OVER_RATE):
+            talker.says(type="connected", to="w1")
+        babbler = Wire(self.bench)
+        for _ in range(BAD_MESSAGES):
+            babbler.says(b"{")
+        hits = [fields for event, fields in self.bench.notes if event == "limit-hit"]
+        self.assertEqual(hits, [_hit("message-rate", talker), _hit("bad-messages", babbler)])
+        self.bench.notes.clear()
+        self.board.end(self.bench.client(), Close.GOING_AWAY, "test", self.bench.now)
+        self.assertNotIn("limit-hit", [event for event, _ in self.bench.notes])
 
     def test_end(self) -> None:
         """Without it a connection that was closed could still speak, or be counted twice."""

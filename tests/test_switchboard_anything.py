@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from kollator.signaling import switchboard
 from kollator.signaling.connection import Stage
 from kollator.signaling.messages import Close
 from kollator.signaling.switchboard import TALKED
@@ -87,6 +88,8 @@ class AnythingTests(SynchronousTestCase):
     @given(st.randoms(use_true_random=False))
     def test_anything(self, source: random.Random) -> None:
         """Without it some order of messages could raise, or leave a connection in a table that is gone."""
+        self.patch(switchboard, "FEW", source.choice([0, 1, 100]))
+        self.patch(switchboard, "SCAN", source.choice([0, 2, 1000]))
         bench = Bench(source.randrange(1000))
         wires: list[Wire] = []
         for _ in range(100):
@@ -96,7 +99,7 @@ class AnythingTests(SynchronousTestCase):
                 open_wires = [Wire(bench)]
                 wires += open_wires
             wire = source.choice(open_wires)
-            match source.randrange(16):
+            match source.randrange(19):
                 case 0 | 1:
                     wire = Wire(bench)
                     if source.random() < 0.3:
@@ -123,6 +126,10 @@ class AnythingTests(SynchronousTestCase):
                     bench.pool = source.sample(["w1", "w2", "w3"], source.randrange(4))
                     bench.board.mailboxes.expire(bench.now)
                 case 12:
+                    bench.board.turn(bench.now)
+                case 13:
+                    bench.board.drain(lambda: 100)
+                case 14:
                     bench.board.receive(wire, source.randbytes(source.randrange(40)), bench.now)
                 case _:
                     bench.board.receive(wire, self.message(source, wires), bench.now)

@@ -90,6 +90,11 @@ class Exchange:
         """A client's message for a worker that is not connected here."""
         return self._towards_worker(ToWorker(worker, client, payload, ref), came_by=None)
 
+    @property
+    def is_alone(self) -> bool:
+        """No other front is linked."""
+        return not self._up()
+
     def to_client(self, client: str, worker: str, payload: bytes, ref: str | None) -> Outcome:
         """A worker's message for a client that is not connected here."""
         return self._towards_client(ToClient(client, worker, payload, ref), came_by=None)
@@ -160,14 +165,17 @@ class Exchange:
             frame = replace(frame, hops=frame.hops + 1)
         if frame.hops >= HOPS:
             return "unknown"
-        up = self._up()
-        direct = [front for front in fronts if front in up]
-        if not direct and frame.hops + 1 < HOPS:
-            direct = [peer for peer in up if peer != came_by]
-        for front in direct:
+        for front in fronts:
             if self._send(front, frame):
                 return "sent"
-        return "busy" if direct else "unknown"
+        up = self._up()
+        if any(front in up for front in fronts):
+            return "busy"
+        detours = [peer for peer in up if peer != came_by] if frame.hops + 1 < HOPS else []
+        for peer in detours:
+            if self._send(peer, frame):
+                return "sent"
+        return "busy" if detours else "unknown"
 
     def _take_undelivered(self, peer: str, frame: Undelivered) -> None:
         sender, target, back = frame.client, frame.worker, self._routes

@@ -18,21 +18,21 @@ MAX_SDP_MEDIA = 64
 MAX_CANDIDATE_CHARS = 1024
 """Browsers' own are under 300."""
 
-# RFC 8839 section 5.1. Every repeated group starts with a space, which nothing in it can match: no
+# RFC 8839 section 5.1. What repeats is possessive, and starts with a space, which nothing in it can match: no
 # backtracking.
 _TOKEN = r"[!#$%&'*+.^_`{|}~0-9A-Za-z-]{1,64}"
 _ADDRESS = r"[0-9A-Za-z._:%-]{1,255}"
 _CANDIDATE = re.compile(
-    r"(?:a=)?candidate:"
+    r"(?:(?:a=)?candidate:)?"  # aiortc's own candidate_to_sdp leaves it to the caller
     r"[A-Za-z0-9+/]{1,32} [0-9]{1,5} "  # foundation, component (five digits in RFC 5245)
     rf"{_TOKEN} [0-9]{{1,10}} "  # transport, priority
     rf"{_ADDRESS} ([0-9]{{1,5}}) "  # an address, or a name that ends in .local
     rf"typ {_TOKEN}"
     rf"(?: raddr {_ADDRESS})?(?: rport ([0-9]{{1,5}}))?"
-    rf"(?: (?!raddr |rport ){_TOKEN} [!-~]*)*"  # pairs such as tcptype, generation, ufrag, network-cost
+    rf"(?: (?!raddr |rport ){_TOKEN}+ [!-~]*+)*+"  # pairs such as tcptype, generation, ufrag, network-cost
     r" ?(?:\r?\n)?"  # left by clients that cut it out of an SDP
 )
-# Line ends to a parser that splits as Python does, so that none can hide an m= line from the count below.
+# Line ends to a parser that splits as Python does: aiortc's.
 _ODD_LINE_ENDS = ("\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
 _ASCII_ODD_LINE_ENDS = _ODD_LINE_ENDS[:5]
 
@@ -45,29 +45,33 @@ def check_sdp(sdp: str) -> str | None:
         return f"the SDP has over {MAX_SDP_CHARS} characters"
     if "\0" in sdp:
         return "the SDP has a NUL"
-    line_ends: tuple[str, ...] = _ASCII_ODD_LINE_ENDS
     if not sdp.isascii():
-        line_ends = _ODD_LINE_ENDS
         try:
             sdp.encode()
         except UnicodeEncodeError:
             return "the SDP is not UTF-8"
-    for character in line_ends:
-        if character in sdp:
-            return "the SDP has a control character"
-    # Two microseconds each, and most descriptions are too short to need them.
-    if len(sdp) > MAX_SDP_LINES and max(sdp.count("\n"), sdp.count("\r")) > MAX_SDP_LINES:
+    # Microseconds each: most descriptions are too short for the one, and have too few of the other for a closer look.
+    if len(sdp) > MAX_SDP_LINES and max(sdp.count("\n"), sdp.count("\r"), _odd_line_ends(sdp)) > MAX_SDP_LINES:
         return f"the SDP has over {MAX_SDP_LINES} lines"
-    if sdp.count("\nm=") + sdp.count("\rm=") > MAX_SDP_MEDIA:
+    if sdp.count("m=") > MAX_SDP_MEDIA and _media(sdp) > MAX_SDP_MEDIA:
         return f"the SDP has over {MAX_SDP_MEDIA} m= lines"
     return None
+
+
+def _odd_line_ends(sdp: str) -> int:
+    return sum(sdp.count(end) for end in (_ASCII_ODD_LINE_ENDS if sdp.isascii() else _ODD_LINE_ENDS))
+
+
+def _media(sdp: str) -> int:
+    """The m= lines, to whichever parser: none can be hidden behind an odd line end."""
+    return sum(sdp.count(end + "m=") for end in ("\n", "\r", *_ODD_LINE_ENDS))
 
 
 def check_candidate(candidate: str) -> str | None:
     """Return why the text of an ICE candidate is not passed on, or ``None`` when it is.
 
-    Empty text is the end of candidates (RFC 8838 section 8.2). A leading ``a=``, TCP candidates, ``.local``
-    names and extensions are accepted.
+    Empty text is the end of candidates (RFC 8838 section 8.2). A leading ``a=``, or no ``candidate:`` at all, TCP
+    candidates, ``.local`` names, zones (``%eth0``) and extensions are accepted.
     """
     if not candidate:
         return None

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Literal
+
+from kollator.guard.addresses import limit_key
 
 _ROUNDING_S = 1e-6
 """Seconds since 1970 in a float are exact to a quarter of a microsecond; nobody is refused for less."""
 _SWEPT_EACH_TIME = 2
 """More than one entry comes in, so a table full of old entries empties while it is used."""
 _MAX_DOUBLINGS = 30
+BACKOFF_BASE_S = 1.0
+"""After a first failure: others behind the same address, whose proofs are good, are not kept out for long."""
 
 
 class Allowance:
@@ -126,7 +131,8 @@ class FailureBackoff:
         self._base_s = base_s
         self._max_s = max_s
         self._max_entries = max_entries
-        self._table: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._table: OrderedDict[str, tuple[int, float, bool]] = OrderedDict()
+        """Failures, the time until which to stay away, and whether ``mention`` was asked since."""
 
     def __len__(self) -> int:
         """Return the number of keys in the table."""
@@ -135,11 +141,11 @@ class FailureBackoff:
     def failed(self, key: str, now: float) -> float:
         """Note a failure and return the seconds to stay away."""
         table = self._table
-        failures, until = table.pop(key, (0, 0.0))
+        failures, until, _ = table.pop(key, (0, 0.0, False))
         if until + self._max_s <= now:
             failures = 0
         wait_s = min(self._base_s * 2.0 ** min(failures, _MAX_DOUBLINGS), self._max_s)
-        table[key] = (failures + 1, now + wait_s)
+        table[key] = (failures + 1, now + wait_s, False)
         for _ in range(_SWEPT_EACH_TIME):
             stalest = next(iter(table))
             if table[stalest][1] + self._max_s > now and len(table) <= self._max_entries:
@@ -149,12 +155,52 @@ class FailureBackoff:
 
     def wait_s(self, key: str, now: float) -> float:
         """Return the seconds that a key must still stay away, 0.0 when it may try."""
-        _, until = self._table.get(key, (0, 0.0))
+        _, until, _ = self._table.get(key, (0, 0.0, False))
         return min(max(until - now, 0.0), self._max_s)
+
+    def mention(self, key: str) -> bool:
+        """Return whether to say that a key came too early: once after each failure."""
+        entry = self._table.get(key)
+        if entry is None or entry[2]:
+            return False
+        self._table[key] = (*entry[:2], True)
+        return True
 
     def succeeded(self, key: str) -> None:
         """Forget the failures of a key."""
         self._table.pop(key, None)
+
+
+class AddressBackoff:
+    """The back-off of IP addresses, IPv6 ones by their /64: ``BACKOFF_BASE_S`` at first, ``max_s`` at most.
+
+    ``max_s`` of 0.0: none at all. ``spared`` tells addresses that are left alone.
+    """
+
+    __slots__ = ("_backoff", "_spared")
+
+    def __init__(self, max_s: float, max_entries: int, spared: Callable[[str], bool]) -> None:
+        self._backoff = FailureBackoff(min(BACKOFF_BASE_S, max_s), max_s, max_entries) if max_s else None
+        self._spared = spared
+
+    def keeps_out(self, address: str, now: float) -> bool:
+        """Return whether an address has failed so recently that it is not to be asked for another proof."""
+        backoff = self._backoff
+        return backoff is not None and not self._spared(address) and backoff.wait_s(limit_key(address), now) > 0
+
+    def mention(self, address: str) -> bool:
+        """Return whether to say that an address was kept out: once after each failure."""
+        return self._backoff is not None and self._backoff.mention(limit_key(address))
+
+    def failed(self, address: str, now: float) -> None:
+        """Note a wrong proof. Of those that were under way together only the first counts."""
+        if self._backoff is not None and not self._spared(address) and not self.keeps_out(address, now):
+            self._backoff.failed(limit_key(address), now)
+
+    def succeeded(self, address: str) -> None:
+        """Forget the failures of an address: a proof was good."""
+        if self._backoff is not None:
+            self._backoff.succeeded(limit_key(address))
 
 
 class ConnectionCounts:

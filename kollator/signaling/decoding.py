@@ -36,13 +36,15 @@ TYPES: frozenset[str] = frozenset(cls.__struct_config__.tag for cls in Received.
 class Refused(Exception):
     """A message that was not accepted: what the ``error`` that answers it says.
 
-    ``code`` is the contract's, ``ref`` and ``to`` are the message's own where they could be read.
+    ``code`` is the contract's, ``ref`` and ``to`` are the message's own where they could be read. ``is_bad``: it
+    counts among the ten in a row that close a connection.
     """
 
     def __init__(
         self, code: ErrorCode, message: str, ref: str | UnsetType = UNSET, to: str | UnsetType = UNSET
     ) -> None:
         super().__init__(message)
+        self.is_bad = code in ("bad-message", "unknown-type")
         self.code = code
         self.message = message
         self.ref = ref

@@ -37,6 +37,10 @@ class Registrar(Protocol):
 class Elsewhere(Protocol):
     """The other fronts."""
 
+    @property
+    def is_alone(self) -> bool:
+        """No other front is linked."""
+
     def to_worker(self, worker: str, client: str, payload: bytes, ref: str | None) -> Outcome:
         """Sends a client's message towards a worker that another front holds; ``ref`` comes back when it fails."""
 

@@ -43,6 +43,8 @@ Capacity = Annotated[int, Meta(ge=1, le=1_000_000)]
 Nonce = Annotated[str, Meta(min_length=32, max_length=256, pattern=r"^[0-9A-Fa-f]*$(?!\n)")]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Exclude = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=256)]
+IceLabel = Annotated[str, Meta(max_length=256)]
+"""Of an ICE user name fragment (RFC 8839 section 5.4 has this limit) and of the name of an m= section."""
 Optional = Union[Label, None, UnsetType]
 
 
@@ -76,9 +78,9 @@ class IceCandidate(Struct, frozen=True):
     """An RTCIceCandidateInit (W3C WebRTC section 4.8.1.1)."""
 
     candidate: str | UnsetType = UNSET
-    sdpMid: str | UnsetType | None = UNSET  # noqa: N815 (the name on the wire)
+    sdpMid: IceLabel | UnsetType | None = UNSET  # noqa: N815 (the name on the wire)
     sdpMLineIndex: Annotated[int, Meta(ge=0, le=65535)] | UnsetType | None = UNSET  # noqa: N815
-    usernameFragment: str | UnsetType | None = UNSET  # noqa: N815
+    usernameFragment: IceLabel | UnsetType | None = UNSET  # noqa: N815
 
 
 class WorkerRef(Struct, frozen=True):

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from kollator.clock import Call, Clock
 from kollator.guard.limits import Allowance
+from kollator.signaling.backlogs import Backlogs
 from kollator.signaling.connection import Connection, Stage
 from kollator.signaling.decoding import described
 from kollator.signaling.messages import SUBPROTOCOL, Close
@@ -18,6 +19,9 @@ from kollator.signaling.switchboard import Switchboard
 from kollator.signaling.websocket import CLOSE_TIMEOUT_S, PeerLog, TextSocket
 
 log = Logger("kollator:signaling")
+
+WRITE_BUFFERS_BYTES = 256 * 1024 * 1024
+"""For all connections together, where the settings say nothing else."""
 
 
 class SignalingProtocol(TextSocket, Connection):  # type: ignore[misc]
@@ -96,8 +100,9 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
 
     ``address_of`` and ``origin_permitted`` read the handshake's headers, ``admit`` and ``release`` count
     connections for an IP address (``admit`` returns why not, or None), ``allowance_of`` gives the message rate for
-    an address (None: any). ``refused`` takes the reason why a connection was turned away. With
-    ``debug`` each message is a debug event, by its type, target and size.
+    an address (None: any). ``refused`` takes the reason why a connection was turned away. ``write_buffer_bytes`` may
+    wait to be written to one connection, ``write_buffers_bytes`` to all together. With ``debug`` each message is a
+    debug event, by its type, target and size.
     """
 
     protocol: Any = SignalingProtocol
@@ -116,6 +121,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         allowance_of: Callable[[str], Allowance | None],
         write_buffer_bytes: int,
         handshake_timeout_s: float,
+        write_buffers_bytes: int = WRITE_BUFFERS_BYTES,
         refused: Callable[[str], None] = lambda reason: None,
         debug: bool = False,
     ) -> None:
@@ -136,6 +142,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
         self.refused = refused
         self.debug = debug
         self.write_buffer_bytes = write_buffer_bytes
+        self.backlogs = Backlogs(write_buffers_bytes)
         self.waiting = switchboard.waiting
         self.pong: Callable[[SignalingProtocol, bytes], None] = lambda connection, payload: None
         self._admit = admit
@@ -154,6 +161,7 @@ class SignalingFactory(WebSocketServerFactory):  # type: ignore[misc]
             self.end(connection, Close.TRY_AGAIN_LATER, "too many connections")
             return
         connection.admitted = True
+        connection.leave_place()
         connection.allowance = self._allowance_of(connection.address)
         self.switchboard.opened(connection, self.clock.seconds())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from msgspec import UnsetType
 
 from kollator.guard.keys import front_mac, matching_key
-from kollator.guard.limits import Allowance
+from kollator.guard.limits import AddressBackoff, Allowance
 from kollator.guard.tickets import CLIENT_ID_RANDOM_BYTES, BadTicket, TicketBook, client_id
 from kollator.signaling.connection import Claim, Connection, Stage
 from kollator.signaling.decoding import Refused, ref_of
@@ -37,7 +37,8 @@ class Reception:
     with each client that had a ticket, and with the time.
 
     ``wall`` returns Unix seconds (tickets outlive a process), ``random_bytes`` as many bytes as asked for;
-    ``message_rate`` is messages a second.
+    ``message_rate`` is messages a second. ``worker_allowed`` says whether workers may come from an IP address,
+    ``worker_listed`` whether the operator takes a worker, by its id and its address.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Reception:
         tickets: TicketBook,
         worker_keys: Sequence[bytes],
         worker_allowed: Callable[[str], bool],
+        worker_listed: Callable[[str, str], bool],
         ice_servers: Callable[[str], list[IceServer]],
         registrar: Registrar,
         tally: Tally,
@@ -57,12 +59,15 @@ class Reception:
         welcomed: Callable[[Connection], None],
         arrived: Callable[[str, int], None],
         note: Note,
+        auth_backoff: AddressBackoff | None = None,
     ) -> None:
+        self._auth_backoff = auth_backoff or AddressBackoff(0.0, 1, lambda address: True)
         self._directory = directory
         self._node = node
         self._tickets = tickets
         self._worker_keys = tuple(worker_keys)
         self._worker_allowed = worker_allowed
+        self._worker_listed = worker_listed
         self._ice_servers = ice_servers
         self._registrar = registrar
         self._tally = tally
@@ -89,8 +94,14 @@ class Reception:
             self._worker_keys, auth.mac, claim.id, claim.region, claim.capacity, claim.nonce, nonce
         )
         if key is None:
-            self._refuse_worker(connection, claim.id, "wrong mac")
+            self._auth_backoff.failed(connection.address, now)
+            self._refuse_worker(connection, claim.id, "wrong mac", event="auth-failed")
             self._directory.end(connection, Close.UNAUTHENTICATED, "authentication failed", now)
+            return
+        self._auth_backoff.succeeded(connection.address)
+        if not self._worker_listed(claim.id, claim.address):
+            self._refuse_worker(connection, claim.id, "not listed", event="worker-unlisted")
+            self._directory.end(connection, Close.NOT_ALLOWED, "this worker is not listed", now)
             return
         del connection.server_nonce
         self._directory.begin_worker(connection, claim)
@@ -135,6 +146,13 @@ class Reception:
             self._refuse_worker(connection, hello.id, "address not allowed")
             self._directory.end(connection, Close.NOT_ALLOWED, "workers may not connect from this address", now)
             return
+        if self._auth_backoff.keeps_out(connection.address, now):
+            if self._auth_backoff.mention(connection.address):
+                self._refuse_worker(connection, hello.id, "backing-off", event="auth-failed")
+            else:
+                self._tally.workers_refused += 1
+            self._directory.end(connection, Close.UNAUTHENTICATED, "authentication failed a moment ago", now)
+            return
         address = hello.address or connection.address
         connection.claim = Claim(hello.id, hello.region, hello.capacity, address, hello.nonce)
         connection.server_nonce = self._random_bytes(32).hex()
@@ -149,6 +167,9 @@ class Reception:
                 self._registrar.worker_left(claim)
             return
         if not stored:
+            self._note(
+                "worker-refused", worker=claim.id, address=connection.address, reason="the registration was not stored"
+            )
             self._directory.refuse(connection, Refused("internal", "the registration could not be stored", ref))
             self._directory.end(connection, Close.TRY_AGAIN_LATER, "registration not stored", now)
             return
@@ -157,10 +178,18 @@ class Reception:
             rate = self._limits.messagesPerSecond * claim.capacity / RATED_CAPACITY
             connection.allowance = Allowance(rate, rate * BURST_S)
         self._tally.workers_joined += 1
-        self._note("worker-joined", worker=claim.id, address=connection.address, region=claim.region)
+        self._note(
+            "worker-joined",
+            worker=claim.id,
+            address=connection.address,
+            region=claim.region,
+            capacity=claim.capacity,
+        )
         connection.send(encode(WorkerWelcome(claim.id, self._node, self._ice_servers(claim.id), mac, ref)))
         self._welcomed(connection)
 
-    def _refuse_worker(self, connection: Connection, worker: str, reason: str) -> None:
+    def _refuse_worker(
+        self, connection: Connection, worker: str, reason: str, *, event: str = "worker-refused"
+    ) -> None:
         self._tally.workers_refused += 1
-        self._note("worker-refused", worker=worker, address=connection.address, reason=reason)
+        self._note(event, worker=worker, address=connection.address, reason=reason)

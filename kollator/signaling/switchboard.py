@@ -11,13 +11,15 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from kollator.guard.limits import Allowance
+from kollator.guard.descriptions import check_candidate, check_sdp
+from kollator.guard.limits import AddressBackoff, Allowance
 from kollator.guard.tickets import TicketBook
 from kollator.signaling.abroad import REASONS, Abroad
 from kollator.signaling.connection import Connection, Stage
 from kollator.signaling.decoding import Refused, addressed, decode, ref_of
 from kollator.signaling.directory import Directory
 from kollator.signaling.interfaces import Assigner, Elsewhere, Note, Outcome, Registrar, Tally
+from kollator.signaling.losses import FEW, SCAN, Losses, Search, concerned
 from kollator.signaling.messages import (
     MESSAGE_BYTES,
     Answer,
@@ -60,7 +62,8 @@ class Switchboard:
 
     ``now`` is monotonic seconds, ``wall`` a function that returns Unix seconds (tickets outlive a process).
     ``assign`` finds a client's worker, ``usable`` says whether a worker is connected to any front; ``handed_off``
-    takes the milliseconds of a hand-off.
+    takes the milliseconds of a hand-off. With ``check_descriptions`` only descriptions and candidates are passed on
+    that look like some.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Switchboard:
         tickets: TicketBook,
         worker_keys: Sequence[bytes],
         worker_allowed: Callable[[str], bool],
+        worker_listed: Callable[[str, str], bool] = lambda worker, address: True,
         ice_servers: Callable[[str], list[IceServer]],
         assign: Assigner,
         usable: Callable[[str], bool],
@@ -81,7 +85,10 @@ class Switchboard:
         message_rate: float,
         handed_off: Callable[[float], None] = lambda ms: None,
         note: Note = lambda event, **fields: None,
+        auth_backoff: AddressBackoff | None = None,
+        check_descriptions: bool = False,
     ) -> None:
+        self._checks = check_descriptions
         self._directory = directory = Directory(registrar, tally, note)
         self.waiting = directory.waiting
         self.clients = directory.clients
@@ -95,14 +102,16 @@ class Switchboard:
         self._registrar = registrar
         self._tally = tally
         self._handed_off = handed_off
-        self._note = note
         self._reconnect_in_ms: Callable[[], int] | None = None
+        self._losses = Losses(random_bytes)
+        self._search = Search()
         reception = Reception(
             directory,
             node=node,
             tickets=tickets,
             worker_keys=worker_keys,
             worker_allowed=worker_allowed,
+            worker_listed=worker_listed,
             ice_servers=ice_servers,
             registrar=registrar,
             tally=tally,
@@ -112,6 +121,7 @@ class Switchboard:
             welcomed=self._welcomed,
             arrived=self._arrived,
             note=note,
+            auth_backoff=auth_backoff,
         )
         from_client: dict[type, Act] = dict.fromkeys((Offer, Answer, Candidate, Bye), self._relay_to_worker)
         from_client |= {Assign: self._assign_client, Connected: self._count_handoff}
@@ -177,16 +187,33 @@ class Switchboard:
         self._directory.end(connection, code, reason, now)
 
     def workers_lost(self, workers: Collection[str]) -> int:
-        """Tells every client here that was assigned to one of ``workers`` or talked to it, with a new assignment.
+        """Has every client here told that was assigned to one of ``workers`` or talked to it, with a new assignment.
 
-        Returns how many messages that took.
+        A few are told at once, many by ``turn``, each at a random time; where there are many clients, ``turn`` finds
+        out whom to tell. Returns how many messages were sent at once.
         """
+        if len(self.clients) > SCAN:
+            self._search.begin(workers)
+            return 0
         lost = frozenset(workers)
-        told = 0
-        for client in list(self.clients.values()):
-            if client.assigned in lost or not lost.isdisjoint(client.talked):
-                told += self._tell_lost(client, lost)
-        return told
+        found = [client for client in self.clients.values() if concerned(client, lost)]
+        if len(found) <= FEW and not self._losses:
+            return sum(self._tell_lost(client, lost) for client in found)
+        self._losses.add([client.id for client in found], self.clients)
+        return 0
+
+    def turn(self, now: float) -> None:
+        """Tells the clients whose time has come of the workers they have lost. To be called every ``losses.TURN_S``.
+
+        Who is gone by then is told when it comes back, here or on another front.
+        """
+        found = self._search.step(self.clients)
+        if found:
+            self._losses.add(found, self.clients)
+        for client in self._losses.due(now):
+            connection = self.clients.get(client)
+            if connection is not None:
+                self._tell_unusable(connection)
 
     def drain(self, reconnect_in_ms: Callable[[], int]) -> None:
         """Tells every connection that this front is about to stop; each is given its own (jittered) time.
@@ -216,6 +243,8 @@ class Switchboard:
 
     def _relay_to_worker(self, client: Connection, message: Relayed, now: float) -> None:
         worker = message.to
+        if self._checks and (problem := _malformed(message)) is not None:
+            raise self._malformed_for_worker(worker, problem)
         payload = _passed_on(message, client.id)
         target = self.workers.get(worker)
         outcome: Outcome
@@ -233,6 +262,11 @@ class Switchboard:
         if worker not in client.talked:
             client.talked = (*client.talked[1 - TALKED :], worker)
 
+    def _malformed_for_worker(self, worker: str, problem: str) -> Refused:
+        if worker in self.workers or self._usable(worker):
+            return _malformed_content(problem)
+        return _undelivered("forbidden" if worker in self.clients or worker in self.mailboxes else "unknown")
+
     def _assign_client(self, client: Connection, message: Assign, now: float) -> None:
         if message.region is not None:
             client.region = message.region
@@ -249,6 +283,8 @@ class Switchboard:
 
     def _relay_to_client(self, worker: Connection, message: Relayed, now: float) -> None:
         client = message.to
+        if self._checks and (problem := _malformed(message)) is not None:
+            raise self._malformed_for_client(client, problem)
         payload = _passed_on(message, worker.id)
         outcome = self.deliver_to_client(client, payload, now)
         if outcome == "unknown":
@@ -259,6 +295,14 @@ class Switchboard:
         if outcome != "sent":
             raise _undelivered(outcome)
         self._tally.messages_relayed += 1
+
+    def _malformed_for_client(self, client: str, problem: str) -> Refused:
+        if client in self.workers or self._usable(client):
+            return _undelivered("forbidden")
+        is_here = client in self.clients or client in self.mailboxes
+        if is_here or (self.elsewhere is not None and not self.elsewhere.is_alone):
+            return _malformed_content(problem)
+        return _undelivered("unknown")
 
     def _take_status(self, worker: Connection, message: Status, now: float) -> None:
         self._registrar.worker_status(worker.id, message.sessions, message.draining)
@@ -272,27 +316,33 @@ class Switchboard:
     def _welcomed(self, connection: Connection) -> None:
         """Tells a connection, right after its welcome, what it would have been told had it been here before."""
         if connection.stage is Stage.CLIENT:
-            known = {connection.assigned, *connection.talked}
-            self._tell_lost(connection, {worker for worker in known if worker and not self._usable(worker)})
+            self._tell_unusable(connection)
         if self._reconnect_in_ms is not None:
             connection.send(encode(Draining(self._reconnect_in_ms())))
 
+    def _tell_unusable(self, client: Connection) -> None:
+        known = {client.assigned, *client.talked}
+        self._tell_lost(client, {worker for worker in known if worker and not self._usable(worker)})
+
     def _tell_lost(self, client: Connection, lost: Collection[str]) -> int:
-        concerned = [worker for worker in dict.fromkeys((client.assigned, *client.talked)) if worker in lost]
-        if not concerned:
+        known = [worker for worker in dict.fromkeys((client.assigned, *client.talked)) if worker in lost]
+        if not known:
             return 0
-        replacement, _ = self._assign(client.address, client.region, lost)
+        replacement, alternates = self._assign(client.address, client.region, lost)
+        if client.assigned not in lost:  # it may have asked for this one: no reason to take it away
+            replacement = next((other for other in alternates if other.id == client.assigned), replacement)
         client.assigned = replacement.id if replacement is not None else ""
         client.talked = tuple(worker for worker in client.talked if worker not in lost)
-        for worker in concerned:
+        for worker in known:
             client.send(encode(WorkerLost(worker, replacement)))
-        return len(concerned)
+        self._tally.worker_lost_told += len(known)
+        return len(known)
 
     # -- refusals ---------------------------------------------------------------------------------------------------
 
     def _refuse(self, connection: Connection, refused: Refused, now: float) -> None:
         self._directory.refuse(connection, refused)
-        if refused.code not in ("bad-message", "unknown-type"):
+        if not refused.is_bad:
             connection.bad_in_a_row = 0
             return
         connection.bad_in_a_row += 1
@@ -311,9 +361,27 @@ class Switchboard:
         ref, to = addressed(payload)
         self._directory.refuse(connection, Refused("rate-limited", "too many messages a second", ref, to))
         if connection.over_rate >= OVER_RATE:
-            self._note("rate-limited", address=connection.address, id=connection.id)
             self._directory.end(connection, Close.RATE_LIMITED, "rate limited", now)
         return False
+
+
+def _malformed(message: Relayed) -> str | None:
+    """Why a message carries no session description, or no candidate, as it should be."""
+    problem = None
+    if isinstance(message, Candidate):
+        candidate = message.candidate
+        if candidate is not None and isinstance(candidate.candidate, str):
+            problem = check_candidate(candidate.candidate)
+    elif not isinstance(message, Bye):
+        problem = check_sdp(message.sdp)
+    return problem
+
+
+def _malformed_content(problem: str) -> Refused:
+    # The message itself is one, so that it is not among the ten bad ones; the rate bounds who sends many of these.
+    refused = Refused("bad-message", problem)
+    refused.is_bad = False
+    return refused
 
 
 def _passed_on(message: Relayed, sender: str) -> bytes:

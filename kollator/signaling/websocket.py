@@ -15,6 +15,8 @@ from zope.interface import implementer
 
 from kollator.clock import Call
 from kollator.guard.limits import Allowance
+from kollator.guard.places import Place
+from kollator.signaling.backlogs import UNSEEN_BYTES, waiting_bytes, watch
 from kollator.signaling.messages import MESSAGE_BYTES, Close
 
 log = Logger("kollator:signaling")
@@ -27,8 +29,6 @@ CONTROL_BYTES = 125
 """The largest payload of a control frame (RFC 6455 section 5.5)."""
 FRAMES = 16
 """So many frames (fragments, pings, pongs) are allowed for each message that is: tiny ones are work for nothing."""
-PAUSED_BYTES = 65_536
-"""What Twisted holds back before it pauses a producer: so much waits at least when ``pauseProducing`` is called."""
 
 _ERRORS = {405: "method-not-allowed", 426: "upgrade-required", 431: "too-large", 500: "internal"}
 _LINE_ENDS_TO_SPACES = bytes(0x20 if chr(byte) in "\n\v\f\r\x1c\x1d\x1e\x85" else byte for byte in range(256))
@@ -55,9 +55,9 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
     """One WebSocket, the server's end.
 
     Autobahn parses the handshake and the frames (RFC 6455). This class sees to it that of what a peer sends no more
-    is kept than one message, of what it does not read no more than the factory's ``write_buffer_bytes``, that
-    closing has an end, and that what breaks the protocol is told by ``violated``, once. Subclasses have the methods
-    from ``admit`` to ``closed``; the factory has a ``clock``.
+    is kept than one message, of what it does not read no more than the factory's ``write_buffer_bytes`` and, together
+    with what others do not read, its ``backlogs`` allow, that closing has an end, and that what breaks the protocol is
+    told by ``violated``, once. Subclasses have the methods from ``admit`` to ``closed``; the factory has a ``clock``.
     """
 
     factory: Any
@@ -68,9 +68,11 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
     heard = True
     """Something came; for who asks now and then and sets it to False."""
     held_back = -1
-    """Bytes written since the transport asked for a pause, as an upper bound; -1 while it takes everything."""
+    """Bytes written since the transport was behind, as an upper bound; -1 while it is not. Kept by the backlogs."""
     owed_pong: bytes | None = None
     """The last ping that came while the transport was behind (RFC 6455 section 5.5.3: it alone is answered)."""
+    place: Place | None = None
+    """Where the door counts the connection, until it is admitted."""
     frames_full_at = 0.0
     deaf = False
     """Nothing is read any more."""
@@ -114,7 +116,8 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
         if self.state != self.STATE_OPEN or not self._has_room(len(payload)):
             return False
         self.sendFrame(opcode=1, payload=payload)
-        return True
+        state: int = self.state  # it may have been the one too many of all connections together
+        return state == self.STATE_OPEN
 
     def close(self, code: int, reason: str) -> None:
         """Starts the closing handshake. Harmless when it is closed already."""
@@ -137,18 +140,24 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
         self.transport.write(data)
         if self.held_back >= 0:
             self.held_back += len(data)
+            self.factory.backlogs.grew(len(data))
+
+    def cut(self) -> None:
+        """Ends a connection at once for what waits to be written to it; a close frame could not get past that."""
+        self.violated(Close.SLOW_CONSUMER, "too much waits to be written to all connections")
+        self.drop("too much waits to be written")
 
     def _has_room(self, size_bytes: int) -> bool:
         if self.held_back < 0:
             return True
         cap = self.factory.write_buffer_bytes
-        if PAUSED_BYTES + self.held_back + size_bytes > cap:
+        if UNSEEN_BYTES + self.held_back + size_bytes > cap:
             # An upper bound: some of it was sent since. Look closer.
             waiting = waiting_bytes(self.transport)
             if waiting is None or waiting + size_bytes > cap:
                 self.violated(Close.SLOW_CONSUMER, "too much waits to be written")
                 return False
-            self.held_back = max(0, waiting - PAUSED_BYTES)
+            self.factory.backlogs.corrected(self, waiting)
         return True
 
     # IPushProducer
@@ -156,11 +165,11 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
     def pauseProducing(self) -> None:
         """More waits than the transport likes; it says so again with every write."""
         if self.held_back < 0:
-            self.held_back = 0
+            self.factory.backlogs.enter(self)
 
     def resumeProducing(self) -> None:
         """All of it went out."""
-        self.held_back = -1
+        self.factory.backlogs.leave(self)
         if self.owed_pong is not None:
             payload, self.owed_pong = self.owed_pong, None
             self.sendPong(payload)
@@ -188,12 +197,21 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
             self.failHandshake("the header is too large", 431)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Leaves no call behind."""
+        """Leaves no call behind, and nothing counted."""
+        self.factory.backlogs.leave(self)
+        self.leave_place()
         for call in (self.closeHandshakeTimeoutCall, self.cutting):
             if call is not None and call.active():
                 call.cancel()
         self.closeHandshakeTimeoutCall = self.cutting = None
         self._connectionLost(reason)  # type: ignore[arg-type]
+
+    def leave_place(self) -> None:
+        """The connection is not the door's to count any more."""
+        place = self.place
+        if place is not None:
+            self.place = None
+            place.leave()
 
     def _closeConnection(self, abort: bool = False) -> None:
         self.data = b""
@@ -236,6 +254,7 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
 
     def _onOpen(self) -> None:
         try:
+            watch(self.transport)
             self.transport.registerProducer(self, True)
             self.admit()
         except Exception:
@@ -323,13 +342,3 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
         if not self.failedByMe:
             self.failedByMe = True
             self.violated(code, reason)
-
-
-def waiting_bytes(transport: Any) -> int | None:
-    """What waits in the socket's own buffer below ``transport``, in bytes; None where that cannot be seen."""
-    while (below := getattr(transport, "transport", None)) is not None:  # TLS and the PROXY protocol wrap the socket
-        transport = below
-    try:
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-    except AttributeError:
-        return None

@@ -1,7 +1,11 @@
 """The door of every listening endpoint: looks at the first request and hands the connection on.
 
 A WebSocket upgrade goes straight to Autobahn, so a connection that lives for hours never pays for an HTTP request
-object; everything else goes to twisted.web. What does not finish its first header in time is dropped.
+object; everything else goes to twisted.web. What does not finish its first header in time is dropped, a TLS handshake
+and the PROXY protocol's header before it included.
+
+Each connection has a place from its first moment to its end, or until the signaling counts it. Where there is none
+left it is aborted without a word: an answer, and the wait for the peer to read it, would cost more than the attack.
 """
 
 from __future__ import annotations
@@ -10,13 +14,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper
 from twisted.python.failure import Failure
 
 from kollator.clock import Call, Clock
+from kollator.guard.places import Place, Places
 from kollator.web.refusal import LastWord, Refusal, hand_over
 
 HEADER_BYTES = 16_384
 """The largest header of an upgrade request; more is answered 431 (RFC 6585 section 5)."""
+ADDRESS_S = 1.0
+"""When a connection that came over the PROXY protocol and said nothing is looked at again: the header that names its
+address comes first, but nobody tells of it."""
+NO_LIMIT = 1 << 62
 
 Admission = Callable[[str, Mapping[str, str]], Refusal | None]
 """(the transport's peer address, lower-case header names to values) to a refusal, or None."""
@@ -48,6 +58,27 @@ def peer_host(transport: Any) -> str:
     return getattr(transport.getPeer(), "host", None) or ""
 
 
+def address_to_come(transport: Any) -> bool:
+    """Whether a header of the PROXY protocol is to name the peer of a connection that was just accepted."""
+    while transport is not None:
+        if isinstance(transport, HAProxyProtocolWrapper):
+            return True
+        transport = getattr(transport, "transport", None)  # below TLS
+    return False
+
+
+class Farewell(LastWord):
+    """A last word that keeps the place of its connection until the end."""
+
+    place: Place | None = None
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Gives the place back."""
+        super().connectionLost(reason)
+        if self.place is not None:
+            self.place.leave()
+
+
 class Door(Protocol):
     """One accepted connection whose kind is not known yet."""
 
@@ -57,16 +88,30 @@ class Door(Protocol):
     def __init__(self) -> None:
         self._head = b""
         self._timer: Call | None = None
+        self._place: Place | None = None
+        self._nameless = False
+        """A proxy has yet to tell the address of the peer."""
+        self._first_peer = ""
 
     def connectionMade(self) -> None:
         """Starts the clock of the first header; before the door is open, there is nothing to wait for."""
         if self.factory.site is None:
             self.transport.abortConnection()
             return
-        self._timer = self.factory.clock.callLater(self.factory.header_timeout_s, self._too_slow)
+        self._first_peer = peer_host(self.transport)
+        self._nameless = address_to_come(self.transport)
+        self._place = self.factory.places.take(None if self._nameless else self._first_peer)
+        if self._place is None:
+            self.transport.abortConnection()
+        elif self._nameless:
+            self._timer = self.factory.clock.callLater(self._look_after_s, self._look)
+        else:
+            self._timer = self.factory.clock.callLater(self.factory.header_timeout_s, self._too_slow)
 
     def dataReceived(self, data: bytes) -> None:
         """Collects until the kind is clear."""
+        if self._place is None or (self._nameless and not self._named()):
+            return
         self._head += data
         path = self._upgrade_path()
         if path is None:
@@ -94,6 +139,28 @@ class Door(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Gone before its kind was clear."""
         self._stop_timer()
+        if self._place is not None:
+            self._place.leave()
+
+    @property
+    def _look_after_s(self) -> float:
+        return min(ADDRESS_S, self.factory.header_timeout_s)
+
+    def _look(self) -> None:
+        left_s = self.factory.header_timeout_s - self._look_after_s
+        self._timer = self.factory.clock.callLater(left_s, self._too_slow)
+        if peer_host(self.transport) != self._first_peer:
+            self._named()
+
+    def _named(self) -> bool:
+        """The address is known. False: it has no place left."""
+        self._nameless = False
+        if self._place is None or self._place.named(peer_host(self.transport)):
+            return True
+        self._place = None
+        self._stop_timer()
+        self.transport.abortConnection()
+        return False
 
     def _upgrade_path(self) -> bytes | None:
         """The path of an upgrade that this may be, b"" when it is none, None while too little has come."""
@@ -122,10 +189,12 @@ class Door(Protocol):
         self._say(refusal)
 
     def _say(self, refusal: Refusal) -> None:
-        self._make_way(LastWord(refusal, self.factory.clock))
+        self._make_way(Farewell(refusal, self.factory.clock))
 
     def _make_way(self, protocol: Any) -> None:
         self._stop_timer()
+        place, self._place = self._place, None
+        pass_on(place, protocol)
         hand_over(self.transport, self, protocol)
         protocol.makeConnection(self.transport)
 
@@ -142,12 +211,20 @@ class Door(Protocol):
             self._timer = None
 
 
+def pass_on(place: Place | None, protocol: Any) -> None:
+    """Leaves a connection's place to its next protocol; one that does not know of places is counted elsewhere."""
+    if hasattr(protocol, "place"):
+        protocol.place = place
+    elif place is not None:
+        place.leave()
+
+
 class DoorFactory(Factory):
     """The doors of the listening endpoints, closed until ``open`` is called.
 
     ``upgrades`` maps the paths of WebSockets to their factories, ``site`` takes all other requests,
-    ``admission`` says whether one more WebSocket is taken. ``refused`` is told of each connection that is refused
-    for its header.
+    ``admission`` says whether one more WebSocket is taken, ``places`` are for the connections that are none, or not
+    yet. ``refused`` is told of each connection that is refused for its header.
     """
 
     protocol: Any = Door
@@ -162,9 +239,14 @@ class DoorFactory(Factory):
         self.site: Any = None
         self.upgrades: dict[bytes, Any] = {}
         self.admission: Admission = lambda peer, fields: None
+        self.places = Places(NO_LIMIT, NO_LIMIT)
 
-    def open(self, *, site: Any, upgrades: Mapping[bytes, Any], admission: Admission) -> None:
+    def open(
+        self, *, site: Any, upgrades: Mapping[bytes, Any], admission: Admission, places: Places | None = None
+    ) -> None:
         """Lets connections in."""
+        if places is not None:
+            self.places = places
         self.site = site
         self.upgrades = dict(upgrades)
         self.admission = admission

@@ -7,16 +7,19 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
+from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from twisted.web.server import Request as ServerRequest
 from twisted.web.server import Site
 
 from kollator.clock import Clock
+from kollator.guard.places import Place
 from kollator.web.answers import BODY_BYTES
-from kollator.web.door import Admission, is_upgrade, peer_host
-from kollator.web.refusal import LastWord, Refusal, hand_over, too_large
+from kollator.web.door import Admission, Farewell, is_upgrade, pass_on, peer_host
+from kollator.web.refusal import Refusal, hand_over, too_large
 from kollator.web.resources import fields_of, upgrade_required
 
 log = Logger("kollator:web")
@@ -41,6 +44,8 @@ class FrontChannel(HTTPChannel):
 
     factory: FrontSite
     transport: Any
+    place: Place | None = None
+    """The door's, to be given back at the end."""
     _begun = False  # a request has begun to come
     _closing = False
     _next: Any = None  # the protocol that has taken the connection over
@@ -125,11 +130,17 @@ class FrontChannel(HTTPChannel):
         else:
             self.loseConnection()
 
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is over."""
+        if self.place is not None:
+            self.place.leave()
+        super().connectionLost(reason)
+
     def refuse(self, refusal: Refusal) -> None:
         """Answers in place of a resource, and closes the connection."""
         if self._next is None:
             self.factory.responded("", refusal.status)
-            word = LastWord(refusal, self.factory.reactor)
+            word = Farewell(refusal, self.factory.reactor)
             self._make_way(word)
             word.makeConnection(self.transport)
 
@@ -157,6 +168,8 @@ class FrontChannel(HTTPChannel):
 
     def _make_way(self, protocol: Any) -> None:
         self._next = protocol
+        place, self.place = self.place, None
+        pass_on(place, protocol)
         self.setTimeout(None)
         self.setRawMode()  # what is left of the present chunk goes to rawDataReceived
         self._networkProducer.unregisterProducer()
@@ -168,7 +181,7 @@ class FrontChannel(HTTPChannel):
             self._await()
 
     def _await(self) -> None:
-        if self._next is None and not self._closing:
+        if self._next is None and not self._closing and not self._handlingRequest:  # an answer may take its time
             self.setTimeout(self.factory.header_timeout_s if self._begun and not self.paused else IDLE_S)
 
 
@@ -205,8 +218,8 @@ class FrontRequest(ServerRequest):
 class FrontSite(Site):
     """The HTTP side of a listening endpoint.
 
-    ``responded`` is called after each answer with its path ("/static" for all below it, "" where no resource
-    answered) and its status.
+    ``responded`` is called after each answer with its path ("/static" and "/admin" for all below them, "" where no
+    resource answered) and its status. With ``debug`` each request is a debug event.
     """
 
     protocol: Any = FrontChannel
@@ -225,7 +238,7 @@ class FrontSite(Site):
         super().__init__(root, timeout=IDLE_S, reactor=clock)
         self.header_timeout_s = header_timeout_s
         self.responded = responded
-        self._debug = debug
+        self.debug = debug
 
     def startFactory(self) -> None:
         """There is no access log to open."""
@@ -240,7 +253,7 @@ class FrontSite(Site):
     def log(self, request: Request) -> None:
         """One count and one debug event a request."""
         self.responded(_path_of(request), request.code)
-        if self._debug:
+        if self.debug:
             log.debug(
                 "{method} {path} {code}",
                 method=request.method.decode("latin-1"),
@@ -251,7 +264,9 @@ class FrontSite(Site):
 
 def _path_of(request: Any) -> str:
     segments: list[bytes] = request.prepath
-    return "/static" if segments[0] == b"static" else "/" + b"/".join(segments).decode("latin-1")
+    if segments[0] in (b"static", b"admin"):
+        return "/" + segments[0].decode("ascii")
+    return "/" + b"/".join(segments).decode("latin-1")
 
 
 def upgrade_to(factory: Any, admission: Admission) -> Callable[[Request], None]:

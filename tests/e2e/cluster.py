@@ -22,6 +22,8 @@ from tests.certificates import self_signed_pem
 from tests.e2e.contract_client import Client, Message, Worker, ask
 from tests.e2e.processes import Front, new_folder, write_key
 
+CANDIDATE = "candidate:1 1 udp 2130706431 192.0.2.7 50000 typ host"
+OFFER, ANSWER = "v=0\r\ns=offer\r\n", "v=0\r\ns=answer\r\n"
 CLUSTER_KEY = "fedcba9876543210" * 4
 LIMIT_S = 60.0
 """What a cluster may take for anything: far more than it needs, on a machine that does other things as well."""
@@ -401,12 +403,12 @@ class ClusterTestCase(SynchronousTestCase):
 
     def assert_signaling(self, client: Client, worker: Worker) -> None:
         """Asserts that offer, answer and candidates get through, each with the right sender."""
-        client.send(**{"type": "offer", "to": worker.id, "sdp": "o", "session": "s1", "from": "somebody-else"})
-        self.assertEqual(worker.receive(), {"type": "offer", "from": client.id, "sdp": "o", "session": "s1"})
-        worker.send(**{"type": "answer", "to": client.id, "sdp": "a", "session": "s1", "from": "somebody-else"})
-        self.assertEqual(client.receive(), {"type": "answer", "from": worker.id, "sdp": "a", "session": "s1"})
+        client.send(**{"type": "offer", "to": worker.id, "sdp": OFFER, "session": "s1", "from": "somebody-else"})
+        self.assertEqual(worker.receive(), {"type": "offer", "from": client.id, "sdp": OFFER, "session": "s1"})
+        worker.send(**{"type": "answer", "to": client.id, "sdp": ANSWER, "session": "s1", "from": "somebody-else"})
+        self.assertEqual(client.receive(), {"type": "answer", "from": worker.id, "sdp": ANSWER, "session": "s1"})
         for sender, receiver in ((client, worker), (worker, client)):
-            for candidate in ({"candidate": "candidate:1", "sdpMid": "0", "sdpMLineIndex": 0}, None):
+            for candidate in ({"candidate": CANDIDATE, "sdpMid": "0", "sdpMLineIndex": 0}, None):
                 sender.send(type="candidate", to=receiver.id, candidate=candidate, session="s1")
                 self.assertEqual(receiver.receive(), {
                     "type": "candidate", "from": sender.id, "candidate": candidate, "session": "s1"})

@@ -37,7 +37,7 @@ class AcrossFrontsTests(ClusterTestCase):
         """Who talks to nobody must hear of it at once, before anything else, or a browser waits for a time-out."""
         worker, client = self.worker("b", self.w1), self.client("a")
         for sender, message in ((client, "offer"), (worker, "answer")):
-            sender.send(type=message, to="nobody", sdp="x", ref="r1")
+            sender.send(type=message, to="nobody", sdp="v=0", ref="r1")
             sender.send(type="nonsense", ref="r2")
             sender.expect("error", code="unknown-target", ref="r1", to="nobody")
             sender.expect("error", code="unknown-type", ref="r2")
@@ -66,11 +66,11 @@ class AcrossFrontsTests(ClusterTestCase):
         self.assert_signaling(second, worker)
         self._dropped("b", second)
         kept = self._kept("b")
-        worker.send(type="answer", to=second.id, sdp="kept")
+        worker.send(type="answer", to=second.id, sdp="v=0\r\ns=kept")
         until(lambda: self._kept("b") == kept + 1, self.cluster.told)
         third = self.client("a", second.ticket)
         self.assertEqual(third.id, first.id)
-        third.expect("answer", **{"from": self.w1, "sdp": "kept"})
+        third.expect("answer", **{"from": self.w1, "sdp": "v=0\r\ns=kept"})
         self.assert_signaling(third, worker)
 
     def _kept(self, name: str) -> float:
@@ -101,7 +101,7 @@ class FailureTests(ClusterTestCase):
             lost = client.receive(LIMIT_S)
             self.assertEqual(
                 lost, {"type": "worker-lost", "worker": self.w1, "assigned": {"id": self.w2, "region": ""}})
-            client.send(type="offer", to=self.w1, sdp="x", ref="r1")
+            client.send(type="offer", to=self.w1, sdp="v=0", ref="r1")
             client.expect("error", code="unknown-target", ref="r1", to=self.w1)
             self.assert_signaling(client, other)
         self.cluster.start(dead)
@@ -209,8 +209,8 @@ class FailureTests(ClusterTestCase):
         until(lambda: self._seen("c", "a")["state"] == "unreachable", self.cluster.told)
         proxies.heal()
         self.cluster.whole()
-        worker.send(type="answer", to=client.id, sdp="again")
-        client.expect("answer", **{"from": self.w1, "sdp": "again"})
+        worker.send(type="answer", to=client.id, sdp="v=0\r\ns=again")
+        client.expect("answer", **{"from": self.w1, "sdp": "v=0\r\ns=again"})
 
     def test_client_leaves_a_hidden_front(self) -> None:
         """A client that flees a front which nobody reaches must be replaced there later, or it loses its messages."""
@@ -229,11 +229,11 @@ class FailureTests(ClusterTestCase):
         self.cluster.whole()
         self.cluster.until_state(self.w1, "up")
         self.assertEqual(client.close_code(), 4409)
-        worker.send(type="answer", to=client.id, sdp="after all")
+        worker.send(type="answer", to=client.id, sdp="v=0\r\ns=after all")
         got = moved.receive()
         if got["type"] == "worker-lost":  # to its new front the worker may have been gone until now
             got = moved.receive()
-        self.assertEqual(got, {"type": "answer", "from": self.w1, "sdp": "after all"})
+        self.assertEqual(got, {"type": "answer", "from": self.w1, "sdp": "v=0\r\ns=after all"})
 
     def _seen(self, by: str, name: str) -> dict[str, object]:
         return next(entry for entry in self.cluster.health(by)["cluster"] if entry["node"] == name)

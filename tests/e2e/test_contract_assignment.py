@@ -130,7 +130,7 @@ class BootstrapTests(ContractTestCase):
                 client.ask(type="offer", to="nobody", sdp="v=0")]
         client.send(type="offer", to=self.w1, sdp="v=0", session="s1")
         client.send(type="candidate", to=self.w1, candidate=None)
-        client.send(type="candidate", to=self.w1, candidate={"candidate": "c", "sdpMid": None, "sdpMLineIndex": 0})
+        client.send(type="candidate", to=self.w1, candidate={"candidate": "", "sdpMid": None, "sdpMLineIndex": 0})
         client.send(type="bye", to=self.w1, reason="over")
         got += [worker.receive() for _ in range(4)]
         worker.send(type="answer", to=client.id, sdp="v=0")

@@ -192,7 +192,7 @@ class SlowConsumerTests(ContractTestCase):
         before = self.ask("GET", "/health").json()["connections"][role]
         for _ in range(60):
             for _ in range(12):
-                sender.send(type="answer", to=target, sdp="x" * 60000)
+                sender.send(type="answer", to=target, sdp="v=0".ljust(60000))
             if self.ask("GET", "/health").json()["connections"][role] < before:
                 return
         self.fail("the connection that does not read is still there")
@@ -296,7 +296,7 @@ class TlsTests(SynchronousTestCase):
         self.assertEqual(answer.status, 200)
         self.assertEqual(answer.json()["signaling"], f"wss://localhost:{front.port}/signaling")
         client = Client(front.port, answer.json()["ticket"], tls=tls, origin=f"https://localhost:{front.port}")
-        client.send(type="offer", to="w1", sdp="s" * 60000)
+        client.send(type="offer", to="w1", sdp="v=0".ljust(60000))
         self.assertEqual(worker.receive()["from"], client.id)
         client.close()
         worker.close()

@@ -141,7 +141,7 @@ class HelloTests(ContractTestCase):
         self.assertNotIn("ref", peer.ask(type="assign"))
         self.assertEqual(peer.ask(type="nonsense", ref="r2")["ref"], "r2")
         self.assertEqual(peer.ask(type="offer", ref="r3")["ref"], "r3")
-        self.assertEqual(peer.ask(type="offer", to="nobody", sdp="", ref="r4")["ref"], "r4")
+        self.assertEqual(peer.ask(type="offer", to="nobody", sdp="v=0", ref="r4")["ref"], "r4")
         self.assertNotIn("ref", peer.ask(type="nonsense"))
         not_refs: tuple[Any, ...] = ("r" * 65, 5, {}, ["r"])
         for wrong in not_refs:

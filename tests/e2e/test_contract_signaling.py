@@ -7,6 +7,9 @@ from typing import Any
 
 from tests.e2e.contract_client import LIMIT_BYTES, Client, ContractTestCase
 
+CANDIDATE = "candidate:1 1 udp %d 192.0.2.7 50000 typ host"
+"""By its priority."""
+
 
 class MessageTests(ContractTestCase):
     """What is passed on between a client and a worker, and what is refused."""
@@ -20,8 +23,8 @@ class MessageTests(ContractTestCase):
             self.assertEqual(worker.receive(), {"type": kind, "from": client.id, "sdp": sdp, "session": "s1"})
         worker.send(type="answer", to=client.id, sdp=sdp, session="s" * 64)
         self.assertEqual(client.receive(), {"type": "answer", "from": worker.id, "sdp": sdp, "session": "s" * 64})
-        client.send(type="offer", to=worker.id, sdp="")
-        self.assertEqual(worker.receive(), {"type": "offer", "from": client.id, "sdp": ""})
+        client.send(type="offer", to=worker.id, sdp="v=0")
+        self.assertEqual(worker.receive(), {"type": "offer", "from": client.id, "sdp": "v=0"})
         client.send(type="bye", to=worker.id, session="s1", reason="over")
         self.assertEqual(worker.receive(), {"type": "bye", "from": client.id, "session": "s1", "reason": "over"})
         worker.send(type="bye", to=client.id)
@@ -47,9 +50,9 @@ class MessageTests(ContractTestCase):
     def test_from_is_not_forgeable(self) -> None:
         """Whatever a sender claims, `from` is who the front knows it to be."""
         worker, client, victim = self.worker(), self.client(), self.client()
-        client.send_text(f'{{"type":"offer","from":"{victim.id}","to":"{worker.id}","sdp":"","from":"x"}}')
+        client.send_text(f'{{"type":"offer","from":"{victim.id}","to":"{worker.id}","sdp":"v=0","from":"x"}}')
         self.assertEqual(worker.receive()["from"], client.id)
-        worker.send(**{"type": "answer", "from": "w99", "to": client.id, "sdp": ""})
+        worker.send(**{"type": "answer", "from": "w99", "to": client.id, "sdp": "v=0"})
         self.assertEqual(client.receive()["from"], worker.id)
 
     def test_unknown_keys(self) -> None:
@@ -59,14 +62,14 @@ class MessageTests(ContractTestCase):
         peer.send(type="hello", role="client", future={"a": [1, None]}, id="ignored")
         peer.expect("welcome")
         self.assertEqual(peer.ask(type="assign", future=True)["type"], "assigned")
-        peer.send(type="offer", to=worker.id, sdp="s", future=1.5)
-        self.assertEqual(worker.receive()["sdp"], "s")
+        peer.send(type="offer", to=worker.id, sdp="v=0", future=1.5)
+        self.assertEqual(worker.receive()["sdp"], "v=0")
 
     def test_full_size_offer(self) -> None:
         """An offer of exactly 64 KiB arrives, though the sender's id is longer than the target's."""
         worker, client = self.worker(), self.client()
         frame = json.dumps({"type": "offer", "to": worker.id, "sdp": ""})
-        sdp = "x" * (LIMIT_BYTES - len(frame))
+        sdp = "v=0".ljust(LIMIT_BYTES - len(frame))
         client.send(type="offer", to=worker.id, sdp=sdp)
         self.assertEqual(worker.receive()["sdp"], sdp)
 
@@ -87,13 +90,13 @@ class MessageTests(ContractTestCase):
         bad += [(text % to, "bad-message") for text in (
             '{"type":"offer","to":%s}', '{"type":"offer","sdp":"","too":%s}', '{"type":"offer","to":%s,"sdp":5}',
             '{"type":"offer","to":%s,"sdp":null}', '{"type":"offer","to":[%s],"sdp":""}',
-            '{"type":"offer","to":%s,"sdp":"","session":5}', '{"type":"candidate","to":%s}',
+            '{"type":"offer","to":%s,"sdp":"v=0","session":5}', '{"type":"candidate","to":%s}',
             '{"type":"candidate","to":%s,"candidate":"line"}', '{"type":"candidate","to":%s,"candidate":[]}',
             '{"type":"candidate","to":%s,"candidate":{"candidate":5}}',
-            '{"type":"candidate","to":%s,"candidate":{"candidate":"c","sdpMLineIndex":"0"}}',
+            '{"type":"candidate","to":%s,"candidate":{"candidate":"","sdpMLineIndex":"0"}}',
             '{"type":"bye","to":%s,"reason":5}',
         )]
-        bad.append((json.dumps({"type": "offer", "to": worker.id, "sdp": "", "session": "s" * 65}), "bad-message"))
+        bad.append((json.dumps({"type": "offer", "to": worker.id, "sdp": "v=0", "session": "s" * 65}), "bad-message"))
         for text, code in bad:
             client.send_text(text)
             answer = client.receive()
@@ -148,7 +151,7 @@ class MessageTests(ContractTestCase):
         """A message to nobody is answered at once, before anything that comes after it, with `to` and `ref`."""
         client, worker = self.client(), self.worker()
         for sender in (client, worker):
-            sender.send(type="answer", to="nobody", sdp="", ref="r1")
+            sender.send(type="answer", to="nobody", sdp="v=0", ref="r1")
             sender.send(type="nonsense", ref="r2")
             sender.expect("error", code="unknown-target", to="nobody", ref="r1")
             sender.expect("error", code="unknown-type", ref="r2")
@@ -158,7 +161,7 @@ class MessageTests(ContractTestCase):
         client, other = self.client(), self.client()
         worker, colleague = self.worker(), self.worker(self.w2)
         for sender, target in ((client, other.id), (client, client.id), (worker, colleague.id), (worker, worker.id)):
-            for kind, what in (("answer", {"sdp": ""}), ("candidate", {"candidate": None}), ("bye", {})):
+            for kind, what in (("answer", {"sdp": "v=0"}), ("candidate", {"candidate": None}), ("bye", {})):
                 sender.send(type=kind, to=target, ref="r1", **what)
                 sender.expect("error", code="forbidden", to=target, ref="r1")
         other.synchronise()
@@ -177,7 +180,7 @@ class MessageTests(ContractTestCase):
         new = self.client(old.ticket)
         self.assertEqual(new.id, old.id)
         self.assertEqual(old.close_code(), 4409)
-        worker.send(type="answer", to=new.id, sdp="s")
+        worker.send(type="answer", to=new.id, sdp="v=0")
         self.assertEqual(new.receive()["from"], worker.id)
         new.send(type="bye", to=worker.id)
         self.assertEqual(worker.receive()["from"], new.id)
@@ -195,12 +198,12 @@ class MailboxTests(ContractTestCase):
         """Candidates that came while the client was away are there, in order, when it is back."""
         worker, client = self.worker(), self._absent()
         for number in range(32):
-            worker.send(type="candidate", to=client.id, candidate={"candidate": str(number)})
+            worker.send(type="candidate", to=client.id, candidate={"candidate": CANDIDATE % number})
         worker.synchronise()
         back = self.client(client.ticket)
         self.assertEqual(back.id, client.id)
         lines = [back.expect("candidate", **{"from": worker.id})["candidate"]["candidate"] for _ in range(32)]
-        self.assertEqual(lines, [str(number) for number in range(32)])
+        self.assertEqual(lines, [CANDIDATE % number for number in range(32)])
         worker.send(type="bye", to=client.id)
         back.expect("bye")
 
@@ -221,9 +224,9 @@ class MailboxTests(ContractTestCase):
         """256 KiB are kept, however few messages they are."""
         worker, client = self.worker(), self._absent()
         for _ in range(4):
-            worker.send(type="answer", to=client.id, sdp="x" * 60000)
+            worker.send(type="answer", to=client.id, sdp="v=0".ljust(60000))
         worker.synchronise()
-        worker.send(type="answer", to=client.id, sdp="x" * 60000)
+        worker.send(type="answer", to=client.id, sdp="v=0".ljust(60000))
         worker.expect("error", code="target-busy", to=client.id)
         back = self.client(client.ticket)
         for _ in range(4):

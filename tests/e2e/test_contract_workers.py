@@ -114,7 +114,7 @@ class RegistrationTests(ContractTestCase):
         new = self.worker()
         self.assertEqual(old.close_code(), 4409)
         self.assertEqual(self.workers()[new.id]["state"], "up")
-        client.send(type="offer", to=new.id, sdp="s")
+        client.send(type="offer", to=new.id, sdp="v=0")
         self.assertEqual(new.receive()["from"], client.id)
         self.assertEqual(self.bootstrap()["worker"]["id"], new.id)
 
@@ -210,7 +210,7 @@ class LoadTests(ContractTestCase):
         worker.report(3, draining=True)
         self.assertEqual(self._state(worker), "draining")
         self.assertEqual(self._choice()["id"], spare.id)
-        client.send(type="offer", to=worker.id, sdp="s")
+        client.send(type="offer", to=worker.id, sdp="v=0")
         self.assertEqual(worker.receive()["from"], client.id)
         worker.report(3)
         self.assertEqual(self._state(worker), "up")
@@ -284,7 +284,7 @@ class LossTests(ContractTestCase):
         assigned, booted, talking, bystander = self.client(), self.client(self.bootstrap()["ticket"]), \
             self.client(), self.client()
         self.assertEqual(assigned.ask(type="assign")["worker"]["id"], worker.id)
-        talking.send(type="offer", to=worker.id, sdp="s")
+        talking.send(type="offer", to=worker.id, sdp="v=0")
         worker.expect("offer")
         spare = self.worker(self.w2)
         worker.abort()
@@ -300,7 +300,7 @@ class LossTests(ContractTestCase):
         worker, client = self.worker(), self.client()
         worker.send(type="bye", to=client.id)
         client.expect("bye")
-        client.send(type="answer", to=worker.id, sdp="")
+        client.send(type="answer", to=worker.id, sdp="v=0")
         worker.expect("answer")
         worker.abort()
         self._lost(client, worker, None)
@@ -338,7 +338,7 @@ class LossTests(ContractTestCase):
         self.worker().abort()
         worker, client = self.worker(), self.client()
         self.assertEqual(self.workers()[worker.id]["state"], "up")
-        client.send(type="offer", to=worker.id, sdp="s")
+        client.send(type="offer", to=worker.id, sdp="v=0")
         self.assertEqual(worker.receive()["from"], client.id)
 
 
@@ -357,7 +357,7 @@ class HealthTests(ContractTestCase):
         raw.send(type="hello", role="worker", id=self.w2, region="", capacity=100, address="", nonce=nonce)
         raw.send(type="auth", mac=worker_mac(WORKER_KEY, self.w2, "", 100, nonce, raw.receive()["nonce"]))
         self.assertEqual(raw.receive()["type"], "welcome")
-        client.send(type="offer", to=self.w2, sdp="s")
+        client.send(type="offer", to=self.w2, sdp="v=0")
         lost = client.expect("worker-lost", worker=self.w2)
         self.assertGreater(elapsed_since(start_s), 3.8)
         self.assertEqual(lost["assigned"]["id"], lively.id)

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.e2e.contract_client import Client, Worker, ask
 from tests.e2e.processes import WORKER_KEY, Front
 
+SECRET_CANDIDATE = "candidate:secretfoundation 1 udp 2130706431 192.0.2.7 50000 typ host"
 SECRET_SDP = "v=0\r\na=ice-pwd:averysecretpassword\r\n"
 
 
@@ -26,7 +27,7 @@ class LogTests(SynchronousTestCase):
         ticket = client.ticket
         client.send(type="offer", to="w1", sdp=SECRET_SDP)
         worker.expect("offer")
-        client.send(type="candidate", to="w1", candidate={"candidate": "candidate:secretfoundation"})
+        client.send(type="candidate", to="w1", candidate={"candidate": SECRET_CANDIDATE})
         worker.expect("candidate")
         client.send_text("{" + SECRET_SDP)
         client.expect("error")

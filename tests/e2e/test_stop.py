@@ -75,9 +75,9 @@ class StopTests(SynchronousTestCase):
         self.assertEqual(ask(front.port, "GET", "/health/ready").status, 503)
         self.assertEqual(ask(front.port, "GET", "/health/live").status, 200)
         self._assert_nobody_new(front)
-        first.send(type="offer", to=worker.id, sdp="s")
+        first.send(type="offer", to=worker.id, sdp="v=0")
         self.assertEqual(worker.receive()["from"], first.id)
-        worker.send(type="answer", to=first.id, sdp="s")
+        worker.send(type="answer", to=first.id, sdp="v=0")
         first.expect("answer")
         self.assertIsNone(front.process.poll())
         for peer in (first, worker, second):
@@ -154,7 +154,7 @@ class StopTests(SynchronousTestCase):
         raw.send(type="hello", role="client")
         name = raw.receive()["id"]
         for _ in range(12):
-            worker.send(type="answer", to=name, sdp="x" * 60000)
+            worker.send(type="answer", to=name, sdp="v=0".ljust(60000))
         worker.synchronise()
         front.signal()
         self._assert_ended(front)
