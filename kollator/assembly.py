@@ -204,6 +204,7 @@ class Front(MultiService):
             ice_servers=lambda who: ice_servers.for_client(who, time.time()),
             assign=lambda address, region, exclude: self.views.assign(address, region, exclude),
             usable=lambda worker: bool(pool.fronts_of(worker)),
+            here=lambda worker: roster.is_well(worker) or not pool.fronts_of(worker),
             registrar=registry,
             tally=self.counters,
             random_bytes=os.urandom,

@@ -126,6 +126,7 @@ class Front:
             ice_servers=lambda who: ice_servers.for_client(who, self.wall()),
             assign=lambda address, region, exclude: self.views.assign(address, region, exclude),
             usable=lambda worker: bool(self.pool.fronts_of(worker)),
+            here=lambda worker: self.roster.is_well(worker) or not self.pool.fronts_of(worker),
             registrar=self.registry,
             tally=self.counters,
             random_bytes=self.random_bytes,

@@ -104,6 +104,7 @@ class Front:
 
     def __init__(self) -> None:
         self.outcome: Any = "sent"
+        self.is_alone = False
         self.asked: list[tuple[str, str, bytes]] = []
         self.arrivals: list[tuple[str, int]] = []
 
@@ -139,6 +140,8 @@ class Bench:
         self.assigned: list[tuple[str, str | None, tuple[str, ...]]] = []
         self.banned: set[str] = set()
         """Addresses that no worker may come from."""
+        self.elsewhere: set[str] = set()
+        """Workers that are better talked to at another front."""
         self.unlisted: set[str] = set()
         """Workers, and addresses, that the operator does not take."""
         self.board = Switchboard(
@@ -150,6 +153,7 @@ class Bench:
             ice_servers=lambda who: [IceServer(["stun:stun.example"])],
             assign=self.assign,
             usable=lambda worker: worker in self.pool,
+            here=lambda worker: worker not in self.elsewhere,
             registrar=self.registrar,
             tally=self.counters,
             random_bytes=random.Random(seed).randbytes,

@@ -32,6 +32,15 @@ class HealthBookTests(SynchronousTestCase):
         self.assertEqual(self.book.overdue(now + 1.0), ["w1"])
         return now + 1.0
 
+    def test_good_bye_while_held(self) -> None:
+        """Without it the round that ends the hold-down would fail, and others that it lets back stay out for good."""
+        self.book.joined("w1", 0.0, 0.0)
+        now = self.silence(0.0)
+        answer = self.book.answered("w1", now + 0.1, self.number(now))
+        self.assertEqual(answer, Answer(answer.rtt_s, 1.0) if answer else None)
+        self.book.left("w1", now + 0.5, politely=True)
+        self.assertEqual((self.book.recovered(now + 2.0), self.book.next_wake(now + 2.0)), ([], None))
+
     def test_answers_in_time(self) -> None:
         """Without it a healthy worker would be lost, or the gauge would show another round trip."""
         self.assertEqual(self.book.joined("w1", 100.0, 0.25), 0.0)

@@ -51,7 +51,7 @@ class Receiver:
     """A receiver as ``Sync`` and the store are one: merges at once, keeps what it has."""
 
     def __init__(self, applied=START):
-        self.incoming = Incoming(PEER, applied, 0.0)
+        self.incoming = Incoming(applied, 0.0)
         self.has: set[int] = set()
 
     def take(self, frame, now):
@@ -79,10 +79,10 @@ def pump(out, log, receiver, now):
     return frames
 
 
-def pulled(log, after=START, now=0.0, without_own=False):
+def pulled(log, after=START, now=0.0):
     """What a peer has of the log that has just asked for it."""
     out = Outgoing()
-    out.pulled(Pull(after, PEER, without_own), log.head, now)
+    out.pulled(Pull(after), log.head, now)
     return out
 
 
@@ -141,7 +141,7 @@ class OutgoingTests(SynchronousTestCase):
     def test_own_writes(self):
         """A database that was put back would never get its lost writes, when they come by way of a third front."""
         log, receiver = Log(sites=[PEER, OWN]), Receiver()
-        out = pulled(log, without_own=True)
+        out = pulled(log)
         log.write(PEER)
         out.owe(log.head, 0.0)
         sent = [one.site_id for frame in pump(out, log, receiver, 0.0) for one in frame.changes]
@@ -184,7 +184,7 @@ class OutgoingTests(SynchronousTestCase):
         log = Log(sites=[OWN, PEER])
         out = pulled(log)
         after = out.next_read(0.0)
-        out.pulled(Pull(at(1), PEER), log.head, 0.0)
+        out.pulled(Pull(at(1)), log.head, 0.0)
         self.assertIsNone(out.next_read(0.0), "one reading at a time")
         self.assertIsNone(out.read(log.since(after), 0.0))
         self.assertEqual(out.next_read(0.0), at(1))
@@ -214,7 +214,7 @@ class OutgoingTests(SynchronousTestCase):
         out = pulled(log)
         after = out.next_read(0.0)
         log.write()
-        out.pulled(Pull(START, PEER), log.head, 0.5)
+        out.pulled(Pull(START), log.head, 0.5)
         frame = out.read(log.since(after), 1.0)
         self.assertEqual(len(frame.changes), 2)
         self.assertEqual(out.told, log.head)
@@ -280,7 +280,7 @@ class IncomingTests(SynchronousTestCase):
         receiver = Receiver()
         out = pulled(self.log)
         frames = [out.read(self.log.since(out.next_read(0.0)), 0.0) for _ in range(3)]
-        self.assertEqual(receiver.take(frames[1], 1.0), (START, Pull(START, PEER)))
+        self.assertEqual(receiver.take(frames[1], 1.0), (START, Pull(START)))
         self.assertEqual(receiver.take(frames[2], 1.1), (START, None), "asked once, not for each frame")
         self.assertFalse(receiver.incoming.complete)
         self.assertEqual(receiver.take(frames[0], 1.2), (at(2), None))
@@ -296,7 +296,7 @@ class IncomingTests(SynchronousTestCase):
 
     def test_twice(self):
         """Each heartbeat would have the same batch merged again while the disk is slow."""
-        incoming = Incoming(PEER, START, 0.0)
+        incoming = Incoming(START, 0.0)
         batch = self.log.since(START)
         self.assertEqual([incoming.arrived(batch, 0.0) for _ in range(3)], ["new", "waiting", "waiting"])
         incoming.merged(batch, batch.cursor, 0.0)
@@ -304,7 +304,7 @@ class IncomingTests(SynchronousTestCase):
 
     def test_bounded(self):
         """A peer that sends faster than the disk writes would fill the memory."""
-        incoming = Incoming(PEER, START, 0.0)
+        incoming = Incoming(START, 0.0)
         fates = [incoming.arrived(Batch([], START, at(number)), 0.0) for number in range(1, MERGING_MAX + 6)]
         self.assertEqual(fates, ["new"] * MERGING_MAX + ["too-many"] * 5)
         incoming.merge_failed()
@@ -312,7 +312,7 @@ class IncomingTests(SynchronousTestCase):
 
     def test_summaries(self):
         """A push that was lost would be missed until the next one; or each heartbeat would make a pull."""
-        incoming = Incoming(PEER, at(2), 0.0)
+        incoming = Incoming(at(2), 0.0)
         ahead = Summary(at(3))
         self.assertFalse(incoming.summarised(ahead, GAP_S / 2), "it may be on its way")
         self.assertTrue(incoming.summarised(ahead, 1.0))
@@ -325,7 +325,7 @@ class IncomingTests(SynchronousTestCase):
         self.assertFalse(incoming.complete)
         self.assertFalse(incoming.summarised(Summary(at(2)), 3.0))
         self.assertTrue(incoming.complete)
-        self.assertFalse(incoming.pull(3.0).without_own)
+        self.assertEqual(incoming.pull(3.0), Pull(at(2)))
         self.assertFalse(incoming.complete)
 
 

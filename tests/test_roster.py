@@ -76,12 +76,13 @@ class RosterTests(SynchronousTestCase):
         self.assertEqual(self.roster.unwell("w1", "probe"), self.attached("down", "probe"))
         self.assertEqual(self.roster.unwell("w1", "hold-down"), self.attached("down", "hold-down"))
         self.assertEqual(self.roster.unwell("w1", "ping"), self.attached("down", "ping"))
-        self.assertEqual(self.roster.whys("w1"), list(WHYS))
+        self.assertEqual((self.roster.whys("w1"), self.roster.is_well("w1")), (list(WHYS), False))
         self.assertEqual(self.roster.well("w1", "probe"), [])
         self.assertEqual(self.roster.well("w1", "ping"), self.attached("down", "hold-down"))
         self.assertEqual(self.roster.well("w1", "hold-down"), self.attached("down", "webrtc"))
         self.assertEqual(self.roster.well("w1", "webrtc"), self.attached("up"))
-        self.assertEqual(self.roster.whys("w1"), [])
+        self.assertEqual((self.roster.whys("w1"), self.roster.is_well("w1")), ([], True))
+        self.assertFalse(self.roster.is_well("w2"))
 
     def test_reasons_go_with_the_connection(self) -> None:
         """A worker that was restarted because it was broken would stay out for what its former life did."""

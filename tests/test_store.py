@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.state.changes import BATCH_BYTES, START, Cursor
 from kollator.state.errors import StorageFailedError, StoreError
-from kollator.state.rows import AttachmentRow, FrontRow, PinRow, Row, WorkerRow, row_key
+from kollator.state.rows import WHYS, AttachmentRow, DrainRow, FrontRow, PinRow, Row, WorkerRow, row_key
 from kollator.state.store import Store
 from kollator.state.tables import TABLES, from_stored, is_canonical_cidr, table_of, to_stored
 
@@ -21,6 +21,7 @@ EVERY_KIND = [
     WorkerRow("w1", "eu", 50, "10.0.0.1"),
     AttachmentRow("w1", "a", 3, "up"),
     PinRow("10.0.0.0/8", "w1", ""),
+    DrainRow("w1", True),
 ]
 
 
@@ -112,11 +113,17 @@ class RowTests(StoreTestCase):
             WorkerRow("w1", region="\ud800"),
             WorkerRow("w1", address="x" * 256),
             AttachmentRow("w1", "a", 1, "gone"),  # type: ignore[arg-type]
+            AttachmentRow("w1", "a", 1, "down", "bored"),  # type: ignore[arg-type]
+            AttachmentRow("w1", "a", 1, "down", "ping\n"),  # type: ignore[arg-type]
+            AttachmentRow("w1", "a", 1, "down", None),  # type: ignore[arg-type]
             AttachmentRow("w1", "a", -1),
             AttachmentRow("w1", "a", 2**53 + 1),
             PinRow("10.0.0.1/8"),
             PinRow("10.0.0.0/8", "w 1"),
             FrontRow("a", 1, 0, "", "x" * 513),
+            DrainRow("w 1", True),
+            DrainRow("", True),
+            DrainRow("w1", 2),  # type: ignore[arg-type]
         ):
             self.assertRaises(ValueError, store.write, [EVERY_KIND[1], row])
         self.assertEqual(store.rows(), [])
@@ -354,7 +361,9 @@ cidrs = st.one_of(
 rows = st.one_of(
     st.builds(FrontRow, ids, counters, counters, text, text, st.booleans()),
     st.builds(WorkerRow, ids, text, st.integers(1, 1_000_000), text),
-    st.builds(AttachmentRow, ids, ids, counters, st.sampled_from(["up", "full", "draining", "down"])),
+    st.builds(AttachmentRow, ids, ids, counters, st.sampled_from(["up", "full", "draining"])),
+    st.builds(AttachmentRow, ids, ids, counters, st.just("down"), st.sampled_from(["", *WHYS])),
+    st.builds(DrainRow, ids, st.booleans()),
     st.builds(PinRow, cidrs, st.one_of(st.just(""), ids), text),
 )
 

@@ -117,6 +117,14 @@ class RelayTests(BenchTestCase):
         self.worker.says(type="bye", to=self.client.id)
         self.assertEqual(front.asked, [])
 
+    def test_better_reached_elsewhere(self) -> None:
+        """Without it what clients say would go into the silent connection of a worker that another front reaches."""
+        front = self.board.elsewhere = Front()
+        self.bench.elsewhere.add("w1")
+        self.worker.take()
+        self.client.says(type="bye", to="w1")
+        self.assertEqual((self.worker.take(), [asked[:2] for asked in front.asked]), ([], [("w1", self.client.id)]))
+
     def test_talked_is_bounded(self) -> None:
         """Without it a client could make this front remember any number of workers."""
         self.board.elsewhere = Front()

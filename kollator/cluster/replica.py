@@ -149,10 +149,9 @@ class Outgoing:
 
 
 class Incoming:
-    """What this front has of a peer's log. ``site`` is this front's database, ``applied`` what it has stored."""
+    """What this front has of a peer's log; ``applied`` is what it has stored."""
 
-    def __init__(self, site: bytes, applied: Cursor, now: float) -> None:
-        self.site = site
+    def __init__(self, applied: Cursor, now: float) -> None:
         self.applied = applied
         """The place in the peer's log that is on disk here."""
         self.complete = False
@@ -171,7 +170,7 @@ class Incoming:
         """The frame that asks for what is missing."""
         self.complete = False
         self._asked_at = now
-        return Pull(self.applied, self.site)
+        return Pull(self.applied)
 
     def arrived(self, batch: Batch, now: float) -> Literal["new", "known", "waiting", "too-many"]:
         """A batch came. A ``new`` one is to be merged, and ``merged`` or ``merge_failed`` to follow, in order; one

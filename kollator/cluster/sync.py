@@ -201,19 +201,17 @@ class Sync:
     def _begin(self, peer: str, known: _Peer) -> None:
         known.begin_at = None
 
-        def begun(found: tuple[Cursor, bytes]) -> None:
+        def begun(applied: Cursor) -> None:
             if known.up:
                 now = self._clock.seconds()
-                known.incoming = Incoming(found[1], found[0], now)
+                known.incoming = Incoming(applied, now)
                 self._send(peer, known.incoming.pull(now))
 
         def failed(failure: Failure) -> None:
             known.begin_at = self._clock.seconds() + AGAIN_S
             self._store_failed(failure)
 
-        self._in_store(lambda: (self._store.cursor_of(peer), self._store.site_id())).addCallbacks(
-            begun, failed
-        ).addErrback(self._failed)
+        self._in_store(self._store.cursor_of, peer).addCallbacks(begun, failed).addErrback(self._failed)
 
     def _take_changes(self, peer: str, known: _Peer, frame: Changes) -> None:
         incoming = known.incoming

@@ -167,6 +167,7 @@ class HealthBook:
             self._fall(worker, entry, now, closed=True)
         self._forget_ping(worker, entry)
         self._due.cancel(worker)
+        self._holds.cancel(worker)
         del self._workers[worker]
         self._past[worker] = _Past(now, entry.falls, entry.forgiven)
         while len(self._past) > HISTORY_MAX or now - next(iter(self._past.values())).left_at >= QUIET_S:

@@ -73,6 +73,11 @@ class Roster:
         held = self._held.get(worker)
         return held.said if held is not None else None
 
+    def is_well(self, worker: str) -> bool:
+        """Whether nothing is wrong with a worker that is held."""
+        held = self._held.get(worker)
+        return held is not None and not held.whys
+
     def whys(self, worker: str) -> list[Unwell]:
         """Why a worker is not to be used, first the reason that its row tells; empty for one that is well."""
         held = self._held.get(worker)

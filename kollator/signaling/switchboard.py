@@ -61,8 +61,9 @@ class Switchboard:
     """The connections of one front and the rules of what they may say.
 
     ``now`` is monotonic seconds, ``wall`` a function that returns Unix seconds (tickets outlive a process).
-    ``assign`` finds a client's worker, ``usable`` says whether a worker is connected to any front; ``handed_off``
-    takes the milliseconds of a hand-off. With ``check_descriptions`` only descriptions and candidates are passed on
+    ``assign`` finds a client's worker, ``usable`` says whether a worker is connected to any front, ``here``
+    whether one that is connected to this front is best talked to here, and not by way of another that it is connected
+    to as well; ``handed_off`` takes the milliseconds of a hand-off. With ``check_descriptions`` only descriptions and candidates are passed on
     that look like some.
     """
 
@@ -77,6 +78,7 @@ class Switchboard:
         ice_servers: Callable[[str], list[IceServer]],
         assign: Assigner,
         usable: Callable[[str], bool],
+        here: Callable[[str], bool] = lambda worker: True,
         registrar: Registrar,
         elsewhere: Elsewhere | None = None,
         tally: Tally,
@@ -99,6 +101,7 @@ class Switchboard:
         self.elsewhere = elsewhere
         self._assign = assign
         self._usable = usable
+        self._here = here
         self._registrar = registrar
         self._tally = tally
         self._handed_off = handed_off
@@ -248,7 +251,7 @@ class Switchboard:
         payload = _passed_on(message, client.id)
         target = self.workers.get(worker)
         outcome: Outcome
-        if target is not None:
+        if target is not None and self._here(worker):
             outcome = "sent" if target.send(payload) else "busy"
         elif worker in self.clients or worker in self.mailboxes:
             outcome = "forbidden"

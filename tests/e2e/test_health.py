@@ -155,7 +155,8 @@ class HealthTests(ClusterTestCase):
         until(lambda: f"worker {self.w1} is not well (ping)" in self.cluster.fronts["a"].log, self.cluster.told)
         self.until_seen(self.w1, "up", "", ["b"])
         self.assertEqual(self.cluster.health("a")["connections"]["worker"], 1)
-        self.assert_signaling(client, worker)
+        for one in (client, self.client("a")):
+            self.assert_signaling(one, worker)
         worker.close()
         self.until_seen(self.w1, "down", "ping")
         self.assertEqual(next_lost(client), {"type": "worker-lost", "worker": self.w1, "assigned": None})
