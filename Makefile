@@ -5,10 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 8080
 TESTS ?= tests
+WEBSOCKET_TESTS := tests.test_websocket tests.test_websocket_closing tests.test_websocket_handshake \
+	tests.test_signaling_protocol tests.test_backpressure tests.test_keepalive tests.test_door tests.test_site \
+	tests.test_drain tests.e2e.test_contract_signaling tests.e2e.test_contract_opening tests.e2e.test_contract_workers
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster run bench soak test lint types unit clean
+.PHONY: help cluster run bench bench-cluster soak test lint types unit unit-slow-path clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,7 +39,7 @@ run: $(VENV)/.installed run/worker.key ## Starts a front with a demo worker; pri
 	@exec $(BIN)/twistd -n --pidfile= kollator-front --database run/signaling.db \
 		--worker-key-file run/worker.key --demo-worker
 
-test: lint types unit ## Lint, types, the whole test suite
+test: lint types unit unit-slow-path ## Lint, types, the whole test suite
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -48,11 +51,21 @@ types: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test ## The trial suite alone; TESTS=tests.test_ring for a part
 	$(BIN)/python -W default -m twisted.trial $(TESTS)
 
-bench: $(VENV)/.installed-test ## The figures of a cluster on this machine (some minutes)
-	$(BIN)/python -m tests.bench.cluster
+unit-slow-path: $(VENV)/.installed-test ## What is about WebSockets once more, with FAST_PATH=false
+	FAST_PATH=false $(BIN)/python -W default -m twisted.trial $(WEBSOCKET_TESTS)
 
-soak: $(VENV)/.installed-test ## 10,000 seeds of the cluster simulator (an hour or more)
+bench: $(VENV)/.installed-test ## A front beside its peers, some 20 minutes; BENCH=--quick for some minutes
+	$(BIN)/python -m tests.bench.suite --json .bench/figures.json --plot .bench/figures.svg $(BENCH)
+
+bench-cluster: $(VENV)/.installed-test ## The figures of a cluster, of the pool, of health, and of attacks
+	$(BIN)/python -m tests.bench.cluster
+	$(BIN)/python -m tests.bench.pool
+	$(BIN)/python -m tests.bench.health
+	$(BIN)/python -m tests.bench.attacks
+
+soak: $(VENV)/.installed-test ## 10,000 seeds of the cluster simulator and five minutes for each target of the fuzzer (hours)
+	$(BIN)/python -m tests.fuzz --minutes 5 --seed 1000
 	$(BIN)/python -m tests.sim --seeds 0..9999
 
 clean: ## Removes what was built and installed here
-	rm -rf $(VENV) build *.egg-info run _trial_temp* .hypothesis .mypy_cache .ruff_cache kollator/state/lib
+	rm -rf $(VENV) .bench build *.egg-info run _trial_temp* .hypothesis .mypy_cache .ruff_cache kollator/state/lib

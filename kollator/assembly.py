@@ -23,6 +23,7 @@ from kollator.cluster.service import Cluster
 from kollator.demo import DemoWorker
 from kollator.doors import open_doors
 from kollator.drain import Drain, reconnect_in_ms
+from kollator.fasttransport import quicken
 from kollator.gate import Gate
 from kollator.gauges import front_gauges
 from kollator.guard.addresses import NetworkSet
@@ -41,6 +42,7 @@ from kollator.pool.roster import Roster
 from kollator.registry import Registry
 from kollator.reloading import Reloads
 from kollator.settings import Settings
+from kollator.signaling.fastpath import FastSignalingFactory
 from kollator.signaling.keepalive import TURN_S as KEEPALIVE_TURN_S
 from kollator.signaling.keepalive import KeepAlive
 from kollator.signaling.losses import TURN_S as LOSSES_TURN_S
@@ -55,6 +57,7 @@ from kollator.tls import client_files
 from kollator.views import FrontViews, Standing
 from kollator.web.answers import ClusterNode
 from kollator.web.door import DoorFactory
+from kollator.web.fastdoor import FastDoorFactory
 from kollator.workerslist import WorkersList
 
 log = Logger("kollator:front")
@@ -80,10 +83,12 @@ class Front(MultiService):
         self.reactor = reactor
         self.counters = Counters()
         self.counters.links_ended.update(dict.fromkeys(REASONS, 0))
-        self.door = DoorFactory(
+        doors = FastDoorFactory if settings.fast_path else DoorFactory
+        self.door = doors(
             clock=reactor, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
         )
-        self.listeners = Listeners(reactor, settings.listen, self.door)
+        made = quicken if settings.fast_path else None
+        self.listeners = Listeners(reactor, settings.listen, self.door, made)
         self.drain = Drain(reactor)
         self.store: Store | None = None
         self.admin: FrontAdmin | None = None
@@ -228,7 +233,8 @@ class Front(MultiService):
             standing=self.standing,
             trouble=self.trouble,
         )
-        self.signaling = SignalingFactory(
+        sockets = FastSignalingFactory if settings.fast_path else SignalingFactory
+        self.signaling = sockets(
             reactor=reactor,
             switchboard=self.switchboard,
             address_of=gate.handshake_address,

@@ -10,6 +10,7 @@ from typing import Any
 from kollator.assembly import Front
 from kollator.drain import StopSignals
 from kollator.observe import logs
+from kollator.process import tune
 from kollator.settings import FrontOptions, SettingError, Settings
 from kollator.starting import StartError, cannot_listen, one_line
 from kollator.state.errors import StoreError
@@ -47,6 +48,8 @@ class TwistdFront(Front):
             super().startService()
         except StartError as error:
             self._abort(error)
+        settings = self.settings
+        tune(settings.max_connections, self.reactor if settings.fast_path else None)
 
     def _abort(self, error: StartError) -> None:
         if not self._twistd.get("nodaemon"):

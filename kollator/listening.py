@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -16,9 +16,19 @@ _URL_SCHEMES = {"tcp": "http", "tcp4": "http", "tcp6": "http", "ssl": "https"}
 
 
 class Listeners:
-    """The open ports of one front, whose connections ``factory`` serves. ``descriptions`` are endpoint strings."""
+    """The open ports of one front, whose connections ``factory`` serves. ``descriptions`` are endpoint strings.
 
-    def __init__(self, reactor: Any, descriptions: Sequence[str], factory: Any) -> None:
+    ``made`` is called with each port once it is open.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        descriptions: Sequence[str],
+        factory: Any,
+        made: Callable[[Any], object] | None = None,
+    ) -> None:
+        self._made = made
         self._reactor = reactor
         self._descriptions = descriptions
         self._factory = factory
@@ -42,9 +52,14 @@ class Listeners:
         if endpoint.credentials is not None:
             self.credentials.append(endpoint.credentials)
         failures: list[Failure] = []
-        listening.addCallbacks(self.ports.append, failures.append)
+        listening.addCallbacks(self._opened, failures.append)
         if failures:
             raise cannot_listen(description, failures[0].value)
+
+    def _opened(self, port: Any) -> None:
+        self.ports.append(port)
+        if self._made is not None:
+            self._made(port)
 
     def close(self) -> Deferred[Any]:
         """Closes the ports; fires when nothing listens any more. Connections stay."""

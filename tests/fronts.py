@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from kollator.pool.roster import Roster
 from kollator.registry import Registry
 from kollator.settings import Settings
 from kollator.signaling.connection import Claim
+from kollator.signaling.fastpath import FastSignalingFactory
 from kollator.signaling.protocol import SignalingFactory
 from kollator.signaling.switchboard import Switchboard
 from kollator.state.rows import FrontRow
@@ -31,6 +33,7 @@ from kollator.state.writer import Writer
 from kollator.views import FrontViews, Standing
 from kollator.web.answers import ClusterNode
 from kollator.web.door import DoorFactory
+from kollator.web.fastdoor import FastDoorFactory
 from kollator.web.pages import load_assets
 from kollator.web.resources import resource_tree
 from kollator.web.site import FrontSite, upgrade_to
@@ -85,7 +88,8 @@ class Front:
     """One front in memory. ``environ`` are its settings."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        self.settings = settings = Settings.load({}, {"NODE_ID": "front-1", **(environ or {})})
+        mode = {"FAST_PATH": os.environ["FAST_PATH"]} if "FAST_PATH" in os.environ else {}
+        self.settings = settings = Settings.load({}, {"NODE_ID": "front-1", **mode, **(environ or {})})
         clock: Any = Clock()  # which mypy does not take for a kollator.clock.Clock, for the name of an argument
         self.clock = clock
         self.counters = Counters()
@@ -149,7 +153,8 @@ class Front:
             trouble=self.trouble,
             timer=clock.seconds,
         )
-        self.signaling = SignalingFactory(
+        sockets = FastSignalingFactory if settings.fast_path else SignalingFactory
+        self.signaling = sockets(
             reactor=clock,
             switchboard=self.switchboard,
             address_of=self.gate.handshake_address,
@@ -179,10 +184,11 @@ class Front:
             header_timeout_s=settings.header_timeout_s,
             responded=self.counters.respond,
         )
-        self.door = DoorFactory(
+        doors = FastDoorFactory if settings.fast_path else DoorFactory
+        self.door = doors(
             clock=clock, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
         )
-        upgrades = {b"/signaling": self.signaling}
+        upgrades: dict[bytes, Any] = {b"/signaling": self.signaling}
         self.door.open(site=self.site, upgrades=upgrades, admission=admission, places=self.gate.places)
 
     def wall(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from typing import Any
 
@@ -17,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.guard.limits import Allowance
+from kollator.signaling.fastpath import FastSignalingFactory
 from kollator.signaling.protocol import SignalingFactory
 from tests.switchboard_bench import MESSAGE_RATE, Bench
 
@@ -34,6 +36,10 @@ HEAD = {
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
     "Sec-WebSocket-Version": "13",
 }
+
+
+FACTORY: Any = SignalingFactory if os.environ.get("FAST_PATH") == "false" else FastSignalingFactory
+"""The tests of the signaling run in both modes."""
 
 
 class MemorySocket(_AbortingMixin, FileDescriptor):  # type: ignore[misc]
@@ -195,7 +201,7 @@ class SignalingBench(Bench):
         self.full: str | None = None
         self.inside: list[str] = []
         self.pongs: list[bytes] = []
-        self.factory = SignalingFactory(
+        self.factory = FACTORY(
             reactor=self.clock,  # type: ignore[arg-type]
             switchboard=self.board,
             address_of=lambda peer, headers: headers.get("x-forwarded-for", peer),

@@ -26,6 +26,14 @@ class AbroadTests(BenchTestCase):
         worker.slow = True
         self.assertEqual(self.abroad.deliver_to_worker("w1", PAYLOAD), "busy")
 
+    def test_no_text(self) -> None:
+        """Without it a broken front could bring a bystander to close its connection (1007)."""
+        worker, client = self.bench.worker("w1"), self.bench.client()
+        worker.take(), client.take()
+        self.assertEqual(self.abroad.deliver_to_worker("w1", b"\xff"), "unknown")
+        self.assertEqual(self.abroad.deliver_to_client(client.id, b"\xff", 0.0), "unknown")
+        self.assertEqual((worker.take(), client.take()), ([], []))
+
     def test_undelivered(self) -> None:
         """Without it the sender would wait for an answer that cannot come."""
         client = self.bench.client()

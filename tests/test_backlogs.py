@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.signaling.backlogs import RELIEF, UNSEEN_BYTES, Backlogs, waiting_bytes
-from kollator.signaling.protocol import SignalingFactory
 from tests import signaling_bench
 from tests.signaling_bench import HELLO, TEXT, WRITE_BUFFER_BYTES, Peer, SignalingTestCase, frame
 
@@ -161,7 +160,7 @@ class TogetherTests(SignalingTestCase):
 
     def setUp(self) -> None:
         """A front with a bound of twice the cap of one connection."""
-        self.patch(signaling_bench, "SignalingFactory", partial(SignalingFactory, write_buffers_bytes=self.bound))
+        self.patch(signaling_bench, "FACTORY", partial(signaling_bench.FACTORY, write_buffers_bytes=self.bound))
         super().setUp()
         self.backlogs = self.bench.factory.backlogs
 

@@ -23,7 +23,8 @@ from kollator.web.site import FrontSite
 from tests.certificates import self_signed_pem
 
 reactor: Any = real_reactor
-TIMEOUT_S = 10.0
+TIMEOUT_S = 120.0
+"""Guards against what never comes."""
 
 
 def certificate(folder: Path, *names: str) -> str:
@@ -38,17 +39,20 @@ def certificate(folder: Path, *names: str) -> str:
 class Front:
     """The links of one front, and Deferreds for what they tell."""
 
-    def __init__(self, node: str, peer: str, endpoint: str, listen: tuple[str, ...] = ()) -> None:
+    def __init__(self, node: str, peer: str | None, endpoint: str, listen: tuple[str, ...] = (), *,
+                 client_ca: str | None = None, on: Any = reactor) -> None:
         self.established: Deferred[str] = Deferred()
         self.counted: Deferred[str] = Deferred()
+        self.reasons: list[str] = []
+        self._refused: list[tuple[int, Deferred[None]]] = []
         self.frames: list[Frame] = []
         self.awaited = 0
         self.all_came: Deferred[list[Frame]] = Deferred()
         self.links = Links(
             node,
-            [Peer(peer, endpoint)],
+            [] if peer is None else [Peer(peer, endpoint)],
             [b"the key"],
-            reactor=reactor,
+            reactor=on,
             listen=listen,
             established=self._established,
             lost=lambda node: None,
@@ -56,13 +60,25 @@ class Front:
             random_bytes=os.urandom,
             uniform=random.uniform,
             count=self._counted,
+            exempt=lambda address: True,  # all of them have the same
+            client_ca=client_ca,
         )
 
     def _established(self, peer: str) -> None:
         if not self.established.called:
             self.established.callback(peer)
 
+    def refused(self, more: int) -> Deferred[None]:
+        """Fires when so many links more are over."""
+        waiting: Deferred[None] = Deferred()
+        self._refused.append((len(self.reasons) + more, waiting))
+        return waiting
+
     def _counted(self, reason: str) -> None:
+        self.reasons.append(reason)
+        for number, waiting in self._refused:
+            if number == len(self.reasons):
+                waiting.callback(None)
         if not self.counted.called:
             self.counted.callback(reason)
 
@@ -148,7 +164,7 @@ class SocketTests(TestCase):
 
     def door(self, other: Front, description: str) -> Any:
         """Opens a door with ``/worker-sync`` behind it; returns its port."""
-        door = DoorFactory(clock=reactor, header_timeout_s=5)
+        door = DoorFactory(clock=reactor, header_timeout_s=TIMEOUT_S)
         site: Any = FrontSite(None, reactor)
         upgrades = {PATH.encode(): WorkerSyncFactory(other.links.acceptor, reactor)}
         door.open(site=site, upgrades=upgrades, admission=lambda peer, fields: None)
@@ -167,7 +183,7 @@ class SocketTests(TestCase):
         made = certificate(self.folder / "b", "localhost", "127.0.0.1")
         before = os.environ.get("SSL_CERT_FILE")
         os.environ["SSL_CERT_FILE"] = str(self.folder / "b" / "front.pem")
-        self.addCleanup(_restore, before)
+        self.addCleanup(restore_roots, before)
         other = self.listening("tcp:0:interface=127.0.0.1")
         port = self.door(other, f"ssl:0:interface=127.0.0.1:{made}")
         return self.exchange(self.dialling(f"wss://localhost:{port}/worker-sync"), other)
@@ -191,7 +207,8 @@ class SocketTests(TestCase):
         self.assertEqual(reason, "stopping")
 
 
-def _restore(value: str | None) -> None:
+def restore_roots(value: str | None) -> None:
+    """Sets ``SSL_CERT_FILE`` back to what it was, or to nothing."""
     if value is None:
         del os.environ["SSL_CERT_FILE"]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from pathlib import Path
 
@@ -55,9 +56,8 @@ class ReadmeTests(SynchronousTestCase):
         rows, _, _ = rest.partition(".. threats: end")
         names = {variable for variable, *_ in table()}
         tests = Path(__file__).parent
-        cells = [line.removeprefix("     - ") for line in rows.splitlines() if line.startswith("     - ``")]
-        named = [name.strip("`") for cell in cells for name in cell.split()]
-        settings = [name for name in named if name.isupper()]
+        named = [word for name in re.findall(r"``([^`]+)``", rows) for word in name.split()]
+        settings = [name for name in named if re.fullmatch("[A-Z_]+", name)]
         modules = [name for name in named if name.startswith(("test_", "e2e/")) or name == "fuzz"]
         self.assertEqual(sorted(set(settings) - names), [])
         self.assertGreater(len(modules), 30)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from kollator.signaling.backlogs import waiting_bytes
 from kollator.signaling.messages import Close
-from kollator.signaling.websocket import CLOSE_TIMEOUT_S, waiting_bytes
+from kollator.signaling.websocket import CLOSE_TIMEOUT_S
 from tests.signaling_bench import (
     CLOSE,
     HELLO,

@@ -41,7 +41,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str
 
 def pairs(fields: Iterable[tuple[str, object]]) -> Iterator[str]:
     """Yields a line for each name and value, the values below each other."""
-    kept = [(name, shown(value)) for name, value in fields]
+    kept = [(shown(name), shown(value)) for name, value in fields]
     width = max((len(name) for name, _ in kept), default=0)
     for name, value in kept:
         yield f"{name.ljust(width)}  {value}".rstrip()

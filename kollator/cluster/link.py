@@ -10,6 +10,8 @@ from __future__ import annotations
 import struct
 from typing import Any, NamedTuple, Protocol, get_args
 
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -64,6 +66,7 @@ REASONS: tuple[Reason, ...] = (
     "silent",  # nothing came for KEEPALIVE_S
     "lost",  # the transport broke, or the peer closed it without a word
     "closed-early",  # the same, before the handshake was done
+    "tls",  # a TLS handshake failed: one end has not shown the certificate that the other wants
     "not-reached",  # the peer could not be connected to
     "half-open",  # too many links were being opened
     "backed-off",  # an address that failed has come back too soon
@@ -75,6 +78,8 @@ REASONS: tuple[Reason, ...] = (
 )
 """Everything that is counted, and nothing else."""
 
+TLS_FAILURES = (SSL.Error, VerificationError)
+"""How a transport is lost when its TLS handshake failed, by OpenSSL and by the check of the host name."""
 _AGAIN = (ToWorker, ToClient, Changes)
 """What a busy link does not take: its sender is told, or sends it again."""
 _BENIGN = ("duplicate-link", "stopping")
@@ -281,14 +286,37 @@ class PeerLink(Int32StringReceiver):
 
     def dataReceived(self, data: bytes) -> None:
         """Takes a piece of the stream, wherever it was cut."""
-        if self.end is None:
-            self._heard_at = self._clock.seconds()
-            self._heard_by = None
+        if self.end is not None:
+            return
+        self._heard_at = self._clock.seconds()
+        self._heard_by = None
+        if self.peer is None:
             super().dataReceived(data)
+            return
+        # What Twisted's does, in a third of the time: all that fronts relay to each other comes by here.
+        if self._unprocessed:
+            data = self._unprocessed + data
+            self._unprocessed = b""
+        begin, end = 0, len(data)
+        while end - begin >= _length.size:
+            (size_bytes,) = _length.unpack_from(data, begin)
+            if size_bytes > FRAME_BYTES:
+                self.lengthLimitExceeded(size_bytes)
+                return
+            after = begin + _length.size + size_bytes
+            if after > end:
+                break
+            self.stringReceived(data[begin + _length.size : after])
+            if self.end is not None:
+                return
+            begin = after
+        if begin < end:
+            self._unprocessed = data[begin:]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport is gone."""
-        self.fail("closed-early" if self.established_at is None else "lost", reason.getErrorMessage())
+        early = "tls" if reason.check(*TLS_FAILURES) else "closed-early"
+        self.fail(early if self.established_at is None else "lost", reason.getErrorMessage())
         self._go()
 
     def lengthLimitExceeded(self, length: int) -> None:

@@ -89,6 +89,13 @@ class Outbox:
 
     def flush(self) -> None:
         """Writes what the transport takes."""
+        if self.waiting_bytes <= CHUNK_BYTES and self.behind_since is None and not self._closed:
+            if self._waiting:
+                everything = b"".join(self._waiting)
+                self._waiting.clear()
+                self.waiting_bytes = 0
+                self._transport.write(everything)
+            return
         while self._waiting and self.behind_since is None and not self._closed:
             chunk = [self._waiting.popleft()]
             size_bytes = len(chunk[0])

@@ -37,7 +37,7 @@ that are no frame, are a ``BadFrame``: the link is closed, the reason counted.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar, Union, cast
+from typing import Annotated, Any, Literal, Union, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -165,15 +165,9 @@ class Pong(Struct, frozen=True, array_like=True, tag="pong"):
 
 
 class Pull(Struct, frozen=True, array_like=True, tag="pull"):
-    """Asks for the receiver's log from a place on.
-
-    ``site`` is the asking database's id. What that database wrote itself may be left out only when
-    ``without_own``: it may have lost it. Fronts of this version leave nothing out.
-    """
+    """Asks for the receiver's log from a place on; also for what the asking front wrote itself, and may have lost."""
 
     after: Cursor
-    site: SiteId
-    without_own: bool = False
 
 
 class ReceivedChange(Change, frozen=True, array_like=True, gc=False):
@@ -353,7 +347,6 @@ class _Envelope(Struct, array_like=True):
     type: str
 
 
-_T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()
 _opening: msgspec.msgpack.Decoder[Opening] = msgspec.msgpack.Decoder(Opening)
 _frame: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
@@ -379,21 +372,22 @@ def encode(frame: Opening | Frame) -> bytes:
 
 def decode(payload: bytes) -> Frame:
     """The frame of an established link. Raises ``BadFrame``, and nothing else whatever the bytes are."""
-    return _decode(_frame, payload, FRAME_BYTES)
+    if len(payload) > FRAME_BYTES:
+        raise BadFrame("too-large", f"{len(payload)} bytes")
+    try:
+        return _frame.decode(payload)
+    except _NOT_A_FRAME as problem:
+        raise _bad(_frame, payload, problem) from None
 
 
 def decode_opening(payload: bytes) -> Opening:
     """The frame of a link that is being opened. Raises ``BadFrame``, also for any frame of a later stage."""
-    return _decode(_opening, payload, OPENING_BYTES)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[_T], payload: bytes, limit_bytes: int) -> _T:
-    if len(payload) > limit_bytes:
+    if len(payload) > OPENING_BYTES:
         raise BadFrame("too-large", f"{len(payload)} bytes")
     try:
-        return decoder.decode(payload)
+        return _opening.decode(payload)
     except _NOT_A_FRAME as problem:
-        raise _bad(decoder, payload, problem) from None
+        raise _bad(_opening, payload, problem) from None
 
 
 def _bad(decoder: object, payload: bytes, problem: Exception) -> BadFrame:

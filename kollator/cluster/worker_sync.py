@@ -36,12 +36,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, clientFromString, wrapClientTLS
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import connectionDone
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kollator.cluster.link import PeerLink, TurnedAway
+from kollator.cluster.link import TLS_FAILURES, PeerLink, TurnedAway
 
 log = Logger("kollator:cluster")
 
@@ -78,6 +79,7 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
     state: Any
     data: bytes
     _proto: PeerLink
+    _tls_failure: Failure | None = None
 
     # -- below: Autobahn's hooks --------------------------------------------------------------------------------------
 
@@ -85,6 +87,12 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
         """Begins the WebSocket's handshake. Autobahn's own looks up TLS details that some transports lack."""
         self.peer = getattr(self.transport.getPeer(), "host", "") or ""
         self._connectionMade()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Remembers a failed TLS handshake, of which Autobahn would hand on no more than the text."""
+        if reason.check(*TLS_FAILURES):
+            self._tls_failure = reason
+        super().connectionLost(reason)  # type: ignore[misc]
 
     def dataReceived(self, data: bytes) -> None:
         """Parses what has come; nothing once the link is over, which Autobahn would keep."""
@@ -129,7 +137,9 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The TCP connection is over."""
-        if wasClean:
+        if self._tls_failure is not None:
+            self._proto.connectionLost(self._tls_failure)
+        elif wasClean:
             self._proto.connectionLost(Failure(ConnectionDone()))
         else:
             self._proto.connectionLost(Failure(ConnectionLost(reason or "")))

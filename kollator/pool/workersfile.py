@@ -149,7 +149,7 @@ def parse_workers_file(content: bytes) -> WorkersFile:
 def _entry(name: str, value: Any) -> Entry:
     try:
         return msgspec.convert(value, Entry)
-    except msgspec.ValidationError as problem:
+    except (msgspec.ValidationError, UnicodeEncodeError) as problem:  # the latter for lone surrogates
         said = str(problem)
         field = _FIELD.search(said)
         if field and field[1] in _MUST_BE:

@@ -21,6 +21,15 @@ REASONS: dict[Outcome, tuple[ErrorCode, str]] = {
 """What the sender of a message that could not be delivered is told."""
 
 
+def is_text(payload: bytes) -> bool:
+    """Whether what another front sends can be a text message: a connection that is sent anything else closes (1007)."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 class Abroad:
     """What other fronts may do with the connections of this one, ``node``.
 
@@ -37,15 +46,19 @@ class Abroad:
     ) -> None:
         self._node = node
         self._directory = directory
-        self.deliver_to_client = deliver_to_client
+        self._deliver_to_client = deliver_to_client
         self._welcomed = welcomed
 
     def deliver_to_worker(self, worker: str, payload: bytes) -> Outcome:
         """Sends an encoded message to a worker of this front."""
         connection = self._directory.workers.get(worker)
-        if connection is None:
+        if connection is None or not is_text(payload):
             return "unknown"
         return "sent" if connection.send(payload) else "busy"
+
+    def deliver_to_client(self, client: str, payload: bytes, now: float) -> Outcome:
+        """Sends an encoded message to a client of this front, or keeps it for one that dropped just now."""
+        return self._deliver_to_client(client, payload, now) if is_text(payload) else "unknown"
 
     def undelivered(self, sender: str, target: str, outcome: Outcome, ref: str | None) -> bool:
         """Tells a client or worker that its message did not arrive; False when it is not connected here."""

@@ -61,10 +61,10 @@ class Switchboard:
     """The connections of one front and the rules of what they may say.
 
     ``now`` is monotonic seconds, ``wall`` a function that returns Unix seconds (tickets outlive a process).
-    ``assign`` finds a client's worker, ``usable`` says whether a worker is connected to any front, ``here``
-    whether one that is connected to this front is best talked to here, and not by way of another that it is connected
-    to as well; ``handed_off`` takes the milliseconds of a hand-off. With ``check_descriptions`` only descriptions and candidates are passed on
-    that look like some.
+    ``assign`` finds a client's worker, ``usable`` says whether a worker is connected to any front, ``here`` whether
+    one that is connected to this front is best talked to here, and not by way of another that it is connected to as
+    well; ``handed_off`` takes the milliseconds of a hand-off. With ``check_descriptions`` only descriptions and
+    candidates are passed on that look like some.
     """
 
     def __init__(

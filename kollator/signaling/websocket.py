@@ -30,6 +30,7 @@ CONTROL_BYTES = 125
 FRAMES = 16
 """So many frames (fragments, pings, pongs) are allowed for each message that is: tiny ones are work for nothing."""
 
+_ABUSE = (Close.BAD_MESSAGES, Close.RATE_LIMITED, Close.SLOW_CONSUMER)
 _ERRORS = {405: "method-not-allowed", 426: "upgrade-required", 431: "too-large", 500: "internal"}
 _LINE_ENDS_TO_SPACES = bytes(0x20 if chr(byte) in "\n\v\f\r\x1c\x1d\x1e\x85" else byte for byte in range(256))
 
@@ -123,6 +124,10 @@ class TextSocket(WebSocketServerProtocol):  # type: ignore[misc]
         """Starts the closing handshake. Harmless when it is closed already."""
         if self.state == self.STATE_OPEN:
             self.sendCloseFrame(code=code, reasonUtf8=reason.encode("utf-8")[:123])
+            if code in _ABUSE:  # who floods would be read until its answer comes, among all the rest
+                self.deaf = True
+                self.data = b""
+                self.transport.pauseProducing()
 
     def ping(self, payload: bytes) -> None:
         """Sends a ping (RFC 6455 section 5.5.2)."""

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from tests.bench.attackers import ATTACKS, Aim, Did, nothing
+from tests.bench.attackers import ATTACKS
 from tests.bench.bystander import Bystander, Seen
+from tests.bench.swarm import Aim, Did, nothing
 from tests.certificates import self_signed_pem, write_pair
 from tests.e2e.cluster import CLUSTER_KEY, free_ports
 from tests.e2e.contract_client import ask
@@ -91,6 +92,11 @@ class SlowTests(AttackTestCase):
         """Without it slow headers would hold connections for ever: each is answered 408, however often a byte comes."""
         self.attack("slow-headers", 100, {"408": 100})
         self.assert_counted("http_responses other 408", 100)
+
+    def test_one_address(self) -> None:
+        """Without it one address could take all the places: beyond HTTP_CONNECTIONS_PER_IP it is turned away."""
+        self.attack("slow-headers", 150, {"408": 100}, addresses=1)
+        self.assert_counted("connections_refused address", 50)
 
     def test_upgrades(self) -> None:
         """Without it the way of the WebSockets would have no such limit."""

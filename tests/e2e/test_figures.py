@@ -1,4 +1,4 @@
-"""Figures that the suite holds: the memory of idle connections, and the rate of messages beside plain Autobahn's.
+"""Figures that the suite holds: the memory of idle connections, and what a message costs beside plain Autobahn.
 
 A small form of ``python -m tests.bench.suite``, with a real front and the load generator. The bounds are far from what
 is measured: they leave room for a machine that does other things as well, and tell of a loss of some size.
@@ -20,7 +20,9 @@ from tests.e2e.processes import new_folder
 
 IDLE = 1000
 CONNECTION_BYTES_MAX = 16_000
+"""Each has what the process itself grew by meanwhile, shared by 1,000 only."""
 MESSAGES_RATIO_MIN = 0.5
+"""By CPU time: how many messages go through in a second is, on a machine that does other things, its affair."""
 ROUNDS = 3
 PLAN = Plan(pairs=40, seconds=0.7, warmup_s=0.3)
 
@@ -38,7 +40,7 @@ class FigureTests(SynchronousTestCase):
             raise SkipTest(f"{2 * IDLE} open files are needed (ulimit -Hn)")
         folder = new_folder()
         self.addCleanup(shutil.rmtree, folder)
-        self.bench = Bench(Generator(build_generator(folder)), PLAN)
+        self.bench = Bench(Generator(build_generator(folder)), PLAN, note=self.fail)
 
     def test_idle_connections_are_small(self) -> None:
         """Otherwise a front that was said to hold 10,000 clients runs out of memory with them."""
@@ -46,12 +48,14 @@ class FigureTests(SynchronousTestCase):
             print(f"\n  {found['bytes']:,.0f} bytes a connection over {found['base_mib']:.1f} MiB")
             self.assertLess(found["bytes"], CONNECTION_BYTES_MAX)
 
-    def test_messages_are_relayed_as_fast_as_a_bare_relay_does(self) -> None:
-        """Otherwise the checks of a message, or the way that it takes through the front, have become slow."""
-        ratios = []
+    def test_a_message_costs_no_more_than_in_a_bare_relay(self) -> None:
+        """Otherwise the checks of a message, or its way through the front, have become slow."""
+        rates, costs = [], []
         with running(FRONT) as front, running(PLAIN) as plain:
             for _ in range(ROUNDS):
-                ours, theirs = (self.bench.relayed(server)["messages"] for server in (front, plain))
-                ratios.append(ours / theirs)
-        print(f"\n  {max(ratios):.2f} times the messages of plain Autobahn ({', '.join(f'{r:.2f}' for r in ratios)})")
-        self.assertGreater(max(ratios), MESSAGES_RATIO_MIN)
+                ours, theirs = self.bench.relayed(front), self.bench.relayed(plain)
+                rates.append(ours["messages"] / theirs["messages"])
+                costs.append(theirs["cpu_us"] / ours["cpu_us"])
+        print(f"\n  {max(costs):.2f} times the messages of plain Autobahn for the same CPU time"
+              f" ({', '.join(f'{cost:.2f}' for cost in costs)}); {max(rates):.2f} times in the same time")
+        self.assertGreater(max(costs), MESSAGES_RATIO_MIN)

@@ -1,0 +1,175 @@
+"""The transport of accepted TCP connections: small while idle, and what is written is sent at once where it can be.
+
+Twisted keeps some twenty attributes for each connection, among them two texts for its log, and sends what is
+written in the next turn of the reactor: two changes of what epoll watches, and a turn, for each message. Here
+constants are the class's, texts are made when somebody asks, and a write that finds nothing waiting goes straight
+to the socket. Everything else is Twisted's: what the socket does not take, closing, aborting, TLS above it.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet import main, tcp
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv6Address
+from twisted.internet.error import ConnectionAborted
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+log = Logger("kollator:front")
+
+READ_BYTES = 16_384
+"""Read at once from one connection. It bounds what one connection may do in a turn of the reactor: with the smallest
+messages that mean anything some five hundred, which take a few milliseconds. Larger reads are not faster."""
+BACKLOG = socket.SOMAXCONN
+"""Connections that wait to be accepted; the kernel has a limit of its own (``net.core.somaxconn``)."""
+TWISTED_BACKLOG = 50
+"""Twisted's, where an endpoint string names none."""
+
+_BUFFERS = ("dataBuffer", "offset", "_tempDataBuffer", "_tempDataLen", "producerPaused")
+"""What Twisted keeps of a connection whose socket did not take everything."""
+
+
+class FastServer(tcp.Server):
+    """One accepted TCP connection."""
+
+    __slots__ = ("_host", "_port", "bufferSize", "connected", "producer", "protocol", "reactor", "socket")
+
+    _tempDataBuffer: Any = ()  # noqa: N815 (Twisted's names)
+    _tempDataLen = 0  # noqa: N815
+    streamingProducer = True  # noqa: N815
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        protocol: Any,
+        client: tuple[Any, ...],
+        server: Any,
+        sessionno: int,
+        reactor: Any,
+    ) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self.protocol = protocol
+        self.reactor = reactor
+        self.producer = None
+        self.bufferSize = FileDescriptor.bufferSize
+        self._host, *rest = client
+        self._port: Any = rest[0] if len(rest) == 1 else tuple(rest)
+        if len(rest) > 1:
+            self._addressType = IPv6Address
+        self.connected = 1
+        reactor.addReader(self)
+
+    # -- what Twisted keeps, made when it is asked for ----------------------------------------------------------------
+
+    @property
+    def client(self) -> tuple[Any, ...]:  # type: ignore[override]
+        """The peer's address, as ``accept`` gave it."""
+        return (self._host, *self._port) if isinstance(self._port, tuple) else (self._host, self._port)
+
+    @property
+    def hostname(self) -> str:  # type: ignore[override]
+        """The peer's IP address."""
+        host: str = self._host
+        return host
+
+    @property
+    def logstr(self) -> str:  # type: ignore[override]
+        """The prefix of the log."""
+        return f"{self._getLogPrefix(getattr(self, 'protocol', None))},{self._host}"
+
+    @property
+    def repstr(self) -> str:  # type: ignore[override]
+        """The name for people."""
+        return f"<{type(getattr(self, 'protocol', None)).__name__} of {self._host}>"
+
+    def fileno(self) -> int:  # type: ignore[override]
+        """The socket's file descriptor, -1 when it is closed."""
+        try:
+            return self.socket.fileno()
+        except AttributeError:
+            return -1
+
+    # -- reading and writing ------------------------------------------------------------------------------------------
+
+    def doRead(self) -> Any:
+        """Hands on what has come."""
+        try:
+            data = self.socket.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if not data:
+            return main.CONNECTION_DONE
+        protocol: Any = self.protocol
+        protocol.dataReceived(data)
+        return None
+
+    def write(self, data: bytes) -> None:
+        """Sends what the socket takes now; the rest waits as Twisted has it."""
+        if (
+            self.connected
+            and not self._tempDataLen
+            and not self.dataBuffer
+            and not self._writeDisconnecting
+            and not self._aborting
+            and not self.TLS
+            and type(data) is bytes
+        ):
+            if not data:
+                return
+            try:
+                sent = self.socket.send(data)
+            except OSError:  # it takes nothing now, or is broken, which the next attempt finds out
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        if not self._tempDataLen:
+            self._tempDataBuffer = []
+        super().write(data)
+
+    def writeSequence(self, iovec: Any) -> None:
+        """As one piece."""
+        self.write(b"".join(iovec))
+
+    def doWrite(self) -> Any:
+        """Sends what has waited; when all is gone, nothing is kept."""
+        result = super().doWrite()
+        if not self._tempDataLen and not self.dataBuffer:
+            kept = self.__dict__
+            for name in _BUFFERS:
+                kept.pop(name, None)
+        return result
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The end. Twisted's own deletes attributes that are none of an instance here."""
+        if not hasattr(self, "socket"):
+            return
+        FileDescriptor.connectionLost(self, reason)
+        self._closeSocket(not reason.check(ConnectionAborted))
+        protocol: Any = self.protocol
+        del self.protocol
+        del self.socket
+        kept = self.__dict__
+        for name in _BUFFERS:  # a megabyte that nobody will get would stay until the garbage collector comes by
+            kept.pop(name, None)
+        protocol.connectionLost(reason)
+
+
+def quicken(port: Any) -> bool:
+    """Has a listening port make ``FastServer``s, and wait for more connections at once than Twisted's default.
+
+    Returns False for a port of another kind, which is left as it is: UNIX sockets, and what plugins listen on.
+    """
+    if type(port) is not tcp.Port:
+        log.debug("{port} keeps its own transports", port=str(port))
+        return False
+    port.transport = FastServer
+    if port.backlog == TWISTED_BACKLOG:
+        port.socket.listen(BACKLOG)
+    return True

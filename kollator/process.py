@@ -1,0 +1,108 @@
+"""The process of a front: garbage collection, open files, and the reactor's dispatch, set for many connections."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import select
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.python import log as legacy_log
+
+log = Logger("kollator:front")
+
+THRESHOLDS = (20_000, 20, 50)
+"""Python's own are 700, 10, 10: far too often for a process where almost everything lives for hours, and reference
+counts free nearly all that does not."""
+FILES_BESIDE = 256
+"""Open files that are not connections of clients: the database, logs, links to peers, the reactor's own."""
+EVENTS = 512
+"""Events that are taken from epoll at once: a bound on what is done between two looks at the clock."""
+_WAIT_FOR_EVER = -1.0
+
+
+def tune(max_connections: int, reactor: Any = None) -> None:
+    """What a front does when it has started, before clients come.
+
+    Everything that is there by now stays for the life of the process: the garbage collector is not to look at it
+    again. ``max_connections`` is what the settings allow; when the open files do not, that is said. With a ``reactor``
+    its dispatch is made lean.
+    """
+    files = raise_open_files()
+    if files < max_connections + FILES_BESIDE:
+        log.warn(
+            "MAX_CONNECTIONS is {connections}, but this process may have {files} open files only; "
+            "raise the limit of the service (LimitNOFILE, ulimit -n), or lower MAX_CONNECTIONS",
+            connections=max_connections,
+            files=files,
+        )
+    if reactor is not None:
+        dispatch_lean(reactor)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*THRESHOLDS)
+
+
+def raise_open_files() -> int:
+    """Raises the soft limit of open files to the hard one; returns how many there may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as problem:
+        log.warn("the limit of open files stays at {soft}: {problem}", soft=soft, problem=str(problem))
+        return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def dispatch_lean(reactor: Any) -> bool:
+    """Has an epoll reactor hand on its events without a logging context for each.
+
+    Twisted's own makes one, and looks at the file descriptor once more; together they cost as much as reading a
+    message. Returns False for a reactor of another kind, which is left as it is.
+    """
+    try:
+        from twisted.internet.epollreactor import EPollReactor
+    except ImportError:  # no epoll here
+        return False
+    if type(reactor) is not EPollReactor:
+        log.debug("{reactor} keeps its own dispatch", reactor=type(reactor).__name__)
+        return False
+    running: Any = reactor
+    running.doIteration = lean_iteration(reactor)
+    return True
+
+
+def lean_iteration(reactor: Any) -> Callable[[float | None], None]:
+    """``doIteration`` of an epoll reactor: waits for events, and hands them on."""
+    poll = reactor._poller.poll
+    selectables = reactor._selectables
+    readable, read_or_write, disconnect = select.EPOLLIN, reactor._doReadOrWrite, reactor._disconnectSelectable
+
+    def iterate(timeout: float | None) -> None:
+        try:
+            events = poll(_WAIT_FOR_EVER if timeout is None else timeout, EVENTS)
+        except InterruptedError:
+            return
+        for descriptor, event in events:
+            selectable = selectables.get(descriptor)
+            if selectable is None:  # closed by one of the events before
+                continue
+            try:
+                if event != readable:
+                    read_or_write(selectable, descriptor, event)
+                    continue
+                why = selectable.doRead()
+            except BaseException:
+                legacy_log.err()
+                why = sys.exc_info()[1]
+                disconnect(selectable, why, False)
+            else:
+                if why:
+                    disconnect(selectable, why, True)
+
+    return iterate
