@@ -53,7 +53,7 @@ from kollator.state.errors import StoreError
 from kollator.state.rows import FrontRow, Row
 from kollator.state.store import Store
 from kollator.state.writer import Writer
-from kollator.tls import client_files
+from kollator.tls import ListenEndpoint, client_files, listen_endpoint
 from kollator.views import FrontViews, Standing
 from kollator.web.answers import ClusterNode
 from kollator.web.door import DoorFactory
@@ -73,11 +73,18 @@ SETTLE_S = 0.5
 class Front(MultiService):
     """One front server: everything that ``settings`` ask for, on ``reactor``.
 
+    ``endpoint_of`` makes what is listened on of the reactor and each endpoint string of LISTEN, in their order.
+
     ``privilegedStartService`` binds the listening endpoints, ``startService`` opens the database and the doors.
     Both raise ``StartError``.
     """
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        endpoint_of: Callable[[Any, str], ListenEndpoint] = listen_endpoint,
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.reactor = reactor
@@ -88,7 +95,7 @@ class Front(MultiService):
             clock=reactor, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
         )
         made = quicken if settings.fast_path else None
-        self.listeners = Listeners(reactor, settings.listen, self.door, made)
+        self.listeners = Listeners(reactor, settings.listen, self.door, made, endpoint_of)
         self.drain = Drain(reactor)
         self.store: Store | None = None
         self.admin: FrontAdmin | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, succeed
@@ -105,13 +105,21 @@ class Drain:
         return waited.addCallback(lambda _: None)
 
 
+class Hurried(Protocol):
+    """What a second signal ends the patience of."""
+
+    def hurry(self) -> None:
+        """Waits for nobody any more."""
+
+
 class StopSignals(Service):
     """SIGTERM and SIGINT stop the reactor in order, with exit status 0; a second one ends the draining at once."""
 
-    def __init__(self, reactor: Any, drain: Drain) -> None:
+    def __init__(self, reactor: Any, drain: Hurried) -> None:
         self._reactor = reactor
         self._drain = drain
         self._stopping = False
+        self._asked_before = False
 
     def startService(self) -> None:
         """Takes the signals over at once, and again when the reactor has installed its own handlers."""
@@ -123,10 +131,19 @@ class StopSignals(Service):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, frame: self._reactor.callFromThread(self._asked))
 
+    def stop(self) -> None:
+        """Stops the reactor; nothing when that is under way."""
+        if not self._stopping:
+            self._stopping = True
+            self._reactor.callWhenRunning(self._reactor.stop)
+
+    def hurry(self) -> None:
+        """Ends the draining."""
+        self._drain.hurry()
+
     def _asked(self) -> None:
-        if self._stopping:
+        if self._asked_before:  # by a signal: a supervisor's order, and the signal that came with it, are one
             log.info("asked again: stopping at once")
-            self._drain.hurry()
-            return
-        self._stopping = True
-        self._reactor.callWhenRunning(self._reactor.stop)
+            self.hurry()
+        self._asked_before = True
+        self.stop()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
+
+from twisted.application.service import MultiService
 
 from kollator.assembly import Front
 from kollator.drain import StopSignals
+from kollator.handed import Handed, Orders
 from kollator.observe import logs
 from kollator.process import tune
+from kollator.processes import Processes, check
 from kollator.settings import FrontOptions, SettingError, Settings
 from kollator.starting import StartError, cannot_listen, one_line
 from kollator.state.errors import StoreError
@@ -20,13 +24,13 @@ from kollator.tls import listen_endpoint
 Options = FrontOptions
 
 
-class TwistdFront(Front):
-    """A front under ``twistd``: its log observer, its signals, and start errors as one line with exit status 1."""
+class UnderTwistd(MultiService):
+    """What runs under ``twistd``, mixed in: its log observer, and start errors as one line with exit status 1."""
 
-    def __init__(self, settings: Settings, reactor: Any, twistd: Mapping[str, Any]) -> None:
-        super().__init__(settings, reactor)
-        self._twistd = twistd
-        StopSignals(reactor, self.drain).setServiceParent(self)
+    settings: Settings
+    reactor: Any
+    debug: logs.DebugNamespaces
+    _twistd: Mapping[str, Any]
 
     def setServiceParent(self, parent: Any) -> None:
         """Twistd hands over the application here, before it begins to log."""
@@ -48,8 +52,6 @@ class TwistdFront(Front):
             super().startService()
         except StartError as error:
             self._abort(error)
-        settings = self.settings
-        tune(settings.max_connections, self.reactor if settings.fast_path else None)
 
     def _abort(self, error: StartError) -> None:
         if not self._twistd.get("nodaemon"):
@@ -64,21 +66,65 @@ class TwistdFront(Front):
         raise SystemExit(1)
 
 
-def makeService(options: FrontOptions, environ: Mapping[str, str] | None = None) -> TwistdFront:
+class TwistdFront(UnderTwistd, Front):
+    """A front under ``twistd``. One that was ``handed`` its sockets by a supervisor does what that says."""
+
+    def __init__(
+        self, settings: Settings, reactor: Any, twistd: Mapping[str, Any], handed: Handed | None = None
+    ) -> None:
+        super().__init__(settings, reactor, listen_endpoint if handed is None else handed.endpoint)
+        self._twistd = twistd
+        signals = StopSignals(reactor, self.drain)
+        signals.setServiceParent(self)
+        if handed is not None:
+            Orders(reactor, stop=signals.stop, hurry=signals.hurry).setServiceParent(self)
+
+    def startService(self) -> None:
+        """As any front's; then the process is set for many connections."""
+        super().startService()
+        settings = self.settings
+        tune(settings.max_connections, self.reactor if settings.fast_path else None)
+
+
+class TwistdProcesses(UnderTwistd, Processes):
+    """The supervisor of several fronts under ``twistd``."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        twistd: Mapping[str, Any],
+        options: Mapping[str, object],
+        environ: Mapping[str, str],
+    ) -> None:
+        chosen = twistd.get("reactor")
+        super().__init__(settings, reactor, options, environ, [f"--reactor={chosen}"] if chosen else [])
+        self._twistd = twistd
+
+
+def makeService(options: FrontOptions, environ: MutableMapping[str, str] | None = None) -> UnderTwistd:
     """What ``twistd kollator-front`` runs. Raises ``SystemExit`` with one line for a setting that cannot be used."""
     from twisted.internet import reactor
 
     try:
-        settings = Settings.load(options, os.environ if environ is None else environ)
-        for setting, descriptions in (("LISTEN", settings.listen), ("PEER_LISTEN", settings.peer_listen)):
+        environ = os.environ if environ is None else environ
+        handed = Handed.of(environ)
+        settings = Settings.load(options, environ)
+        listen = settings.listen if handed is None else ()  # the supervisor has bound those
+        for setting, descriptions in (("LISTEN", listen), ("PEER_LISTEN", settings.peer_listen)):
             for description in descriptions:
                 _check_endpoint(reactor, setting, description)
-        Store.check(settings.database, extension=settings.crsqlite_path)
+        if settings.processes > 1:
+            check(settings, options, environ, reactor)
+        else:
+            Store.check(settings.database, extension=settings.crsqlite_path)
         twistd: Mapping[str, Any] = options.parent or {}
         if not twistd.get("nodaemon"):
             for description in (*settings.listen, *settings.peer_listen):
                 _check_port(reactor, description)
-        return TwistdFront(settings, reactor, twistd)
+        if settings.processes > 1:
+            return TwistdProcesses(settings, reactor, twistd, options, environ)
+        return TwistdFront(settings, reactor, twistd, handed)
     except (SettingError, StoreError, StartError) as error:
         raise SystemExit(str(error)) from None
 

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.python.failure import Failure
 
 from kollator.starting import StartError, cannot_listen, one_line
-from kollator.tls import Credentials, listen_endpoint
+from kollator.tls import Credentials, ListenEndpoint, listen_endpoint
 
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _URL_SCHEMES = {"tcp": "http", "tcp4": "http", "tcp6": "http", "ssl": "https"}
@@ -18,7 +18,8 @@ _URL_SCHEMES = {"tcp": "http", "tcp4": "http", "tcp6": "http", "ssl": "https"}
 class Listeners:
     """The open ports of one front, whose connections ``factory`` serves. ``descriptions`` are endpoint strings.
 
-    ``made`` is called with each port once it is open.
+    ``made`` is called with each port once it is open. ``endpoint_of`` makes an endpoint of the reactor and a
+    description, in their order.
     """
 
     def __init__(
@@ -27,7 +28,9 @@ class Listeners:
         descriptions: Sequence[str],
         factory: Any,
         made: Callable[[Any], object] | None = None,
+        endpoint_of: Callable[[Any, str], ListenEndpoint] = listen_endpoint,
     ) -> None:
+        self._endpoint_of = endpoint_of
         self._made = made
         self._reactor = reactor
         self._descriptions = descriptions
@@ -45,7 +48,7 @@ class Listeners:
 
     def _open(self, description: str) -> None:
         try:
-            endpoint = listen_endpoint(self._reactor, description)
+            endpoint = self._endpoint_of(self._reactor, description)
             listening = endpoint.listen(self._factory)
         except Exception as problem:  # endpoint parsers raise whatever they like
             raise StartError(f"LISTEN: {description!r} is not an endpoint: {one_line(problem)}") from None

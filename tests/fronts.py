@@ -188,8 +188,8 @@ class Front:
         self.door = doors(
             clock=clock, header_timeout_s=settings.header_timeout_s, refused=self.counters.refuse
         )
-        upgrades: dict[bytes, Any] = {b"/signaling": self.signaling}
-        self.door.open(site=self.site, upgrades=upgrades, admission=admission, places=self.gate.places)
+        sockets_at: dict[bytes, Any] = {b"/signaling": self.signaling}
+        self.door.open(site=self.site, upgrades=sockets_at, admission=admission, places=self.gate.places)
 
     def wall(self) -> float:
         """Unix seconds."""

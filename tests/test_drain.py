@@ -197,7 +197,8 @@ class StopSignalsTests(FrontTestCase):
         for number in (signal.SIGTERM, signal.SIGINT):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.reactor = Reactor()
-        StopSignals(self.reactor, self.front.drain).startService()
+        self.signals = StopSignals(self.reactor, self.front.drain)
+        self.signals.startService()
 
     def turn(self) -> None:
         """The reactor's next turn."""
@@ -216,6 +217,21 @@ class StopSignalsTests(FrontTestCase):
         self.front.advance(1.0)
         self.assertNoResult(begun)
         signal.raise_signal(signal.SIGINT)
+        self.turn()
+        self.front.advance(0.05)
+        self.successResultOf(begun)
+        self.assertEqual(self.reactor.stops, 1)
+
+    def test_order_and_signal(self) -> None:
+        """Without it a front that a terminal and its supervisor tell to stop would take that for haste."""
+        self.front.client()
+        self.signals.stop()
+        begun = self.front.drain.begin(self.front.signaling, TIMEOUT_S, lambda: 100)
+        signal.raise_signal(signal.SIGTERM)
+        self.turn()
+        self.front.advance(1.0)
+        self.assertNoResult(begun)
+        signal.raise_signal(signal.SIGTERM)
         self.turn()
         self.front.advance(0.05)
         self.successResultOf(begun)

@@ -6,13 +6,16 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
 
 from kollator.signaling.fastpath import FastSignalingFactory
 from kollator.web.refusal import Refusal
 from tests.signaling_bench import (
+    HANDSHAKE_TIMEOUT_S,
     HEAD,
     HELLO,
     TEXT,
+    MemorySocket,
     frame,
     text,
 )
@@ -71,6 +74,21 @@ class HandshakeTests(TwinTests):
             bench.give(socket, handshake())
             self.assertEqual(socket.protocol.address, "192.0.2.9")
         self.assert_same(*twins, "two pieces")
+
+    def test_behind_a_proxy(self) -> None:
+        """Without it the address of the proxy would pass for the client's, when the request comes late or at once."""
+        for wait_s in (0.0, HANDSHAKE_TIMEOUT_S - 0.5):
+            for bench in self.twins():
+                socket = MemorySocket(bench.clock)
+                peer: Any = socket.getPeer()
+                wrapper: Any = HAProxyWrappingFactory(bench.door).buildProtocol(peer)
+                socket.protocol = wrapper
+                wrapper.makeConnection(socket)
+                bench.give(socket, b"PROXY TCP4 203.0.113.7 192.0.2.1 50000 8080\r\n")
+                bench.clock.advance(wait_s)
+                bench.give(socket, handshake())
+                self.assertTrue(bytes(socket.out).startswith(b"HTTP/1.1 101 "), socket.out)
+                self.assertEqual(wrapper.wrappedProtocol.address, "203.0.113.7")
 
     def test_refused(self) -> None:
         """Without it the limits would not hold for plain handshakes."""

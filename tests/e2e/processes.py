@@ -21,6 +21,8 @@ from typing import IO, ClassVar
 from twisted.trial.unittest import SynchronousTestCase
 
 TWISTD = str(Path(sys.executable).with_name("twistd"))
+PASSED_ON = ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "FAST_PATH")
+"""What a front gets of the environment of its tests."""
 FOREGROUND = ("-n", "--pidfile=")
 WORKER_KEY = "0123456789abcdef0123456789abcdef"
 
@@ -73,7 +75,7 @@ def front_arguments(settings: Mapping[str, str], options: Sequence[str], keys: s
 def front_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of a front: what a process needs, no STUN server of somebody else, and ``settings``."""
     return {
-        **{name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "FAST_PATH") if name in os.environ},
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
         "NODE_ID": "front-e2e",
         "HOST": "127.0.0.1",
         "STUN_SERVERS": "",
