@@ -63,6 +63,8 @@ from kollator.workerslist import WorkersList
 log = Logger("kollator:front")
 events = Logger("kollator:signaling")
 
+QUIET_EVENTS = frozenset({"client-joined", "client-left", "worker-left"})
+"""Debug events: there may be thousands a second, and the registry tells of workers that left, many in one line."""
 HELLO_TURN_S = 0.25
 SWEEP_TURN_S = 0.25
 EXPIRE_TURN_S = 5.0
@@ -347,6 +349,7 @@ class Front(MultiService):
             steps: tuple[Callable[[], Any], ...] = (
                 self.listeners.close,
                 lambda: self.drain.close(self.signaling),
+                lambda: self.registry.settle(),
                 self.writer.stop,
                 lambda: self.drain.wait(self.cluster.member.settled, SETTLE_S),
                 lambda: MultiService.stopService(self),
@@ -434,7 +437,8 @@ class Front(MultiService):
 
     def _note(self, event: str, **fields: object) -> None:
         """What signaling has to say, for the log and the audit log."""
-        events.info("{event} {fields}", event=event, fields=" ".join(f"{k}={v}" for k, v in fields.items()), **fields)
+        say = events.debug if event in QUIET_EVENTS else events.info
+        say("{event} {fields}", event=event, fields=" ".join(f"{k}={v}" for k, v in fields.items()), **fields)
         audited = of_signaling(event, fields)
         if audited is not None:
             name, known = audited

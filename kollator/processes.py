@@ -361,6 +361,7 @@ class Processes(MultiService):
 
     def stopService(self) -> Deferred[Any]:
         """Has the fronts stop, as each does; fires when they are gone."""
+        log.info("{count} fronts are told to stop", count=len(self.fronts))
         self._order("stop")
         until = self.reactor.seconds() + self.settings.drain_timeout_s + STOP_SLACK_S
 

@@ -1,12 +1,14 @@
 """Where the rooms meet: what a worker does becomes rows; rows go to the pool, to the disk and to the clients.
 
 Serving goes by memory. A registration alone waits for the disk, because its welcome is a promise; what makes a
-worker worse counts at once.
+worker worse counts at once. When a network breaks, a thousand workers go in one turn of the loop: then a few of them
+count at once and all others together, from the next turn on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,6 +25,15 @@ log = Logger("kollator:pool")
 RELISTED_AT_ONCE = 16
 """A worker of another capacity takes some two milliseconds in a large pool: not more of them in one turn."""
 
+FEW_AT_ONCE = 4
+"""So many workers that got worse are taken out of the pool one by one in a turn, at some millisecond each."""
+MANY = 32
+"""So many together are only marked in the ring and swept later (see ``Ring.remove_all``), at some 10 us each."""
+MANY_AT_ONCE = 256
+"""Not more of them in one turn."""
+NAMED_MAX = 20
+"""The log names so many workers in one line."""
+
 
 class Registry:
     """The switchboard's registrar.
@@ -31,8 +42,8 @@ class Registry:
     front begins or ceases to hold, the latter also with whether it said good-bye. ``listed`` says what the operator's
     file has of a worker, by its id and address. ``counted`` is called with the cause for each worker that is lost:
     ``closed``, ``ping`` (a hold-down too), ``probe``, ``webrtc``, ``replaced`` (by a connection that could not be
-    stored) or ``other``. ``soon`` puts a call off to the next turn of the loop: workers that are lost together, by the
-    thousand when a network breaks, are then told of at once.
+    stored) or ``other``. ``soon`` puts a call off to the next turn of the loop: many workers that are lost together
+    are then taken out of the pool, stored, logged and told of together, some with each turn.
     """
 
     def __init__(
@@ -57,6 +68,12 @@ class Registry:
         self._listed = listed
         self._counted = counted
         self._soon = soon
+        self._worse: dict[str, str] = {}
+        """Workers that left or fell ill, which the pool and the disk are yet to learn, and the cause."""
+        self._ill: dict[tuple[Unwell, str], list[str]] = {}
+        """Of whom the log is yet to say that they fell ill, by the reason and the sentence."""
+        self._taking_out = False
+        self._at_once_left = 0
         self._untold: set[str] = set()
         self._unlisted: list[str] = []
 
@@ -115,15 +132,21 @@ class Registry:
     def worker_unwell(self, worker: str, why: Unwell, said: str) -> None:
         """The worker is not to be used, although it is connected. ``said`` tells the log why, in a sentence."""
         if worker in self.roster and why not in self.roster.whys(worker):
-            log.info("worker {worker} is not well ({why}): {said}", worker=worker, why=why, said=said)
-        self._commit(self.roster.unwell(worker, why), "ping" if why == "hold-down" else why)
+            self._ill.setdefault((why, said), []).append(worker)
+            self.roster.unwell(worker, why)
+            self._worsened(worker, "ping" if why == "hold-down" else why)
 
     def worker_well(self, worker: str, why: Unwell) -> None:
         """That reason is over; the worker is as good as any again when it was the last one."""
         before = self.roster.whys(worker)
-        self._commit(self.roster.well(worker, why), "other")
+        rows = self.roster.well(worker, why)
         if before == [why]:
+            self._say_ill()  # of which it may be one
+            self._worse.pop(worker, None)
+            self._commit(rows, "other")
             log.info("worker {worker} is well again", worker=worker)
+        else:
+            self._commit(rows, "other")
 
     # -- what the cluster tells ---------------------------------------------------------------------------------------
 
@@ -148,20 +171,76 @@ class Registry:
         self._writer.write(rows).addErrback(lambda _: None)
 
     def _forget(self, claim: Claim, cause: str, politely: bool = False) -> None:
-        rows = self.roster.left(claim.id, claim)
-        if rows:
+        if self.roster.left(claim.id, claim):
             self._left(claim.id, politely)
-            self._commit(rows, cause)
+            self._worsened(claim.id, cause)
 
-    def _commit(self, rows: Collection[Row], cause: str) -> None:
+    # -- who got worse ------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Takes out all who got worse, at once: for the end, when the writer is about to stop."""
+        self._take_out(len(self._worse))
+
+    def _worsened(self, worker: str, cause: str) -> None:
+        self._worse.setdefault(worker, cause)  # one that fell silent and then left was lost by its silence
+        if not self._taking_out:
+            self._taking_out = True
+            self._at_once_left = FEW_AT_ONCE
+            self._soon(self._take_others_out)
+        if self._at_once_left:
+            self._at_once_left -= 1
+            self._take_out(1)
+
+    def _take_others_out(self) -> None:
+        self._taking_out = bool(self._worse)
+        if self._taking_out:
+            try:
+                self._take_out(MANY_AT_ONCE if self._are_quickly_out() else FEW_AT_ONCE)
+            finally:  # or nobody would be taken out any more
+                self._soon(self._take_others_out)
+
+    def _are_quickly_out(self) -> bool:
+        if len(self._worse) < MANY:
+            return False
+        # Where a panic may come, who is ill but connected goes on a ring of its own, which takes its time.
+        return not self.pool.panic_threshold or not any(worker in self.roster for worker in self._worse)
+
+    def _take_out(self, number: int) -> None:
+        """Applies and stores how so many of those who got worse stand now. Who is back meanwhile is left alone."""
+        self._say_ill()
+        causes = dict(islice(self._worse.items(), number))
+        for worker in causes:
+            del self._worse[worker]
+        rows = [row for row in map(self.roster.truth, causes) if row.state == "down"]
+        gone = [row.worker for row in rows if row.worker not in self.roster]
+        if len(gone) == 1:
+            log.info("worker {worker} left", worker=gone[0])
+        elif gone:
+            log.info("{count} workers left: {workers}", count=len(gone), workers=_named(gone))
+        self._commit(rows, "other", causes)
+
+    def _say_ill(self) -> None:
+        ill, self._ill = self._ill, {}
+        for (why, said), workers in ill.items():
+            if len(workers) == 1:
+                log.info("worker {worker} is not well ({why}): {said}", worker=workers[0], why=why, said=said)
+            else:
+                log.info(
+                    "{count} workers are not well ({why}): {said}: {workers}",
+                    count=len(workers), why=why, said=said, workers=_named(workers),
+                )
+
+    def _commit(self, rows: Collection[Row], cause: str, causes: Mapping[str, str] | None = None) -> None:
         if rows:
-            self._apply(rows, cause)
+            self._apply(rows, cause, causes)
             self._writer.write(rows).addErrback(lambda _: None)  # the writer logs, keeps the rows and tries again
 
-    def _apply(self, rows: Collection[Row], cause: str) -> None:
+    def _apply(self, rows: Collection[Row], cause: str, causes: Mapping[str, str] | None = None) -> None:
+        """``cause`` is that of a loss, but for workers that got worse before and were not taken out yet."""
         lost = self.pool.apply_all(rows)
-        for _ in lost:
-            self._counted(cause)
+        causes = self._worse if causes is None else causes
+        for worker in lost:
+            self._counted(causes.get(worker, cause))
         if lost:
             told_soon = bool(self._untold)
             self._untold.update(lost)
@@ -172,5 +251,9 @@ class Registry:
         lost, self._untold = sorted(self._untold), set()
         lost = [worker for worker in lost if not self.pool.fronts_of(worker)]  # some may be back already
         if lost:
-            log.info("{count} workers are lost: {workers}", count=len(lost), workers=", ".join(lost[:20]))
+            log.info("{count} workers are lost: {workers}", count=len(lost), workers=_named(lost))
             self._lost(lost)
+
+
+def _named(workers: Sequence[str]) -> str:
+    return ", ".join(workers[:NAMED_MAX]) + (", …" if len(workers) > NAMED_MAX else "")

@@ -7,6 +7,7 @@ from functools import cache
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from twisted.web.http import Request
 
 import kollator
@@ -44,6 +45,14 @@ class Standing(NamedTuple):
     cluster: list[ClusterNode]
     synchronised: bool = True
     """A leader has what its followers have; a follower lacks nothing of its leader's."""
+
+
+class _Encoded(NamedTuple):
+    """What ``GET /workers`` has of a worker, and what that was made of."""
+
+    view: WorkerView
+    sessions: int
+    entry: msgspec.Raw
 
 
 class FrontViews:
@@ -87,6 +96,9 @@ class FrontViews:
         self._trouble = trouble
         self._timer = timer
         self._started = monotonic()
+        self._workers_page = b""
+        self._workers_changes = (-1, -1)
+        self._encoded: dict[str, _Encoded] = {}  # of each worker, and workers are never forgotten
 
     def caller(self, request: Request) -> Caller:
         """Who sent an HTTP request."""
@@ -136,7 +148,28 @@ class FrontViews:
     def workers(self) -> Workers:
         """``GET /workers``."""
         entries = [self._entry(view) for view in self._pool.workers()]
-        return Workers(entries, Ring(self._settings.hash_replicas, self._pool.points, self._pool.digest))
+        return Workers(entries, self._ring())
+
+    def workers_page(self) -> bytes:
+        """``workers`` in JSON, made again when something that it shows has changed, of those workers that have."""
+        changes = (self._pool.changes, self._roster.changes)
+        if self._workers_changes != changes:
+            entries = [self._encoded_entry(view) for view in self._pool.workers()]
+            page = {"workers": entries, "ring": self._ring()}
+            self._workers_page = msgspec.json.encode(page)
+            self._workers_changes = changes
+        return self._workers_page
+
+    def _encoded_entry(self, view: WorkerView) -> msgspec.Raw:
+        known = self._encoded.get(view.id)
+        sessions = self._roster.sessions(view.id)
+        if known is None or known.view is not view or known.sessions != sessions:
+            entry = msgspec.Raw(msgspec.json.encode(self._entry(view)))
+            known = self._encoded[view.id] = _Encoded(view, sessions, entry)
+        return known.entry
+
+    def _ring(self) -> Ring:
+        return Ring(self._settings.hash_replicas, self._pool.points, self._pool.digest)
 
     def _entry(self, view: WorkerView) -> WorkerEntry:
         return WorkerEntry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -107,6 +108,30 @@ class MonitorTests(SynchronousTestCase):
         self.assertEqual(self.noted, [("unwell", "hold-down")])
         self.turn(10.0, answer=True)
         self.assertEqual(self.noted, [("unwell", "hold-down"), ("well", "hold-down")])
+
+    def test_spread(self) -> None:
+        """A thousand workers that come back within a second are not pinged at once, now or later."""
+        phase = random.Random(1).random
+        monitor = HealthMonitor(
+            HealthBook(1.0, 1.0),
+            self.clock,
+            ping=lambda worker, number: self.pings.append((worker, number)),
+            unwell=lambda worker, why, said: self.noted.append(("unwell", why)),
+            well=lambda worker, why: self.noted.append(("well", why)),
+            phase=phase,
+        )
+        for number in range(1000):
+            monitor.joined(f"w{number}")
+        most = 0
+        for _ in range(round(5.0 / TURN_S)):
+            self.clock.advance(TURN_S)
+            self.pings.clear()
+            monitor.turn()
+            most = max(most, len(self.pings))
+            for worker, sent in self.pings:
+                monitor.ponged(worker, b"%d" % sent)
+        self.assertEqual(self.noted, [])
+        self.assertLess(most, 2 * 1000 * TURN_S)
 
     def test_left(self) -> None:
         """One that is gone is neither pinged nor called silent."""

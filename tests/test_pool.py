@@ -24,6 +24,30 @@ class RowTests(SynchronousTestCase):
         self.assertIsNone(pool.assign("10.0.0.1").worker)
         self.assertEqual(pool.fronts_of("w1"), ("f1",))
 
+    def test_changes(self) -> None:
+        """A page of the workers is kept as long as this number is the same: it must follow all that is shown."""
+        pool = Pool(replicas=4, panic_threshold=60.0)
+        for row in (
+            *crew(3),
+            AttachmentRow("w1", "f1", 1, "full"),
+            AttachmentRow("w1", "f1", 1, "down", "ping"),
+            AttachmentRow("w2", "f1", 1, "down", "ping"),
+            DrainRow("w3", True),
+            WorkerRow("w3", "mars", 7),
+            PinRow("10.0.0.0/8", "w3"),
+            PinRow("10.0.0.0/8", ""),
+            FrontRow("f1", 1, retired=1),
+            FrontRow("f1", 2, retired=1),
+        ):
+            before = (pool.workers(), pool.points, pool.digest, pool.changes)
+            pool.apply(row)
+            if (pool.workers(), pool.points, pool.digest) != before[:3]:
+                self.assertNotEqual(pool.changes, before[3], row)
+            after = pool.changes
+            if not isinstance(row, PinRow):
+                pool.apply(row)
+                self.assertEqual(pool.changes, after, row)
+
     def test_front_dies_and_returns(self) -> None:
         """Without it the workers of a dead front would go on being assigned, or old rows come back to life."""
         applied = [*crew(3), FrontRow("f2", 4), AttachmentRow("w3", "f2", 4, "up")]

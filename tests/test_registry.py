@@ -165,6 +165,7 @@ class LosingTests(RegistryTestCase):
         self.front.registry.worker_unwell("w1", "ping", "a test")
         self.front.registry.worker_left(claims[1])
         self.front.registry.worker_left(claims[2])
+        self.front.clock.advance(0)
         self.front.registry.worker_unwell("w3", "hold-down", "a test")
         self.front.registry.worker_unwell("w4", "probe", "a test")
         self.front.registry.worker_unwell("w5", "webrtc", "a test")
@@ -248,6 +249,7 @@ class LosingTests(RegistryTestCase):
         """One that falls out again and again comes back held down: it must not be up for a moment in between."""
         for _ in range(3):
             self.front.registry.worker_left(self.front.worker("w1"))
+            self.front.clock.advance(0)
         before = self.lost()
         seen: set[str | None] = set()
         apply = self.front.pool.apply_all

@@ -258,6 +258,9 @@ class WorkersTests(FrontTestCase):
         )
         self.assertEqual(listed["ring"]["replicas"], 150)
         self.assertEqual(listed["ring"]["digest"], self.front.pool.digest)
+        self.front.registry.worker_status("w1", 5, False)
+        again = self.front.ask("GET", "/workers")
+        self.assertEqual((again.header("Content-Type"), again.json()["workers"][0]["sessions"]), (JSON, 5))
 
     def test_assign_shape(self) -> None:
         """What explains an assignment has these keys, of these types, and is what /bootstrap does."""

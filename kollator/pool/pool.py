@@ -81,6 +81,8 @@ class Pool:
         self._rings = Rings()
         # A panic begins and ends at once because the unwell lie ready for it, on rings of their own.
         self._unwell = Rings(walked=panic_threshold > 0)
+        self.changes = 0
+        """A number that is another one after each change of what ``workers``, ``points`` and ``digest`` give."""
         self._digest = element("replicas", replicas)
         self._views: dict[str, WorkerView] = {}
         self._listing: list[WorkerView] | None = None
@@ -121,6 +123,7 @@ class Pool:
         if not canonical:
             # Two spellings of one network would let the order decide: every front ignores all but one.
             return
+        self.changes += 1
         before = self._pins.pop(row.cidr, None)
         if before is not None:
             self._pin_table.remove(row.cidr)
@@ -131,6 +134,7 @@ class Pool:
             self._digest += _pin_element(row)
 
     def _update(self, affected: Set[str]) -> tuple[str, ...]:
+        self.changes += 1
         rings, unwell = self._rings, self._unwell
         usable = {worker for worker in affected if rings.place_of(worker) is not None}
         well_places: dict[str, Placed] = {}

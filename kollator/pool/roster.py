@@ -35,6 +35,8 @@ class Roster:
         self._front = front
         self._incarnation = incarnation
         self._held: dict[str, _Held] = {}
+        self.changes = 0
+        """A number that is another one after each change of what ``sessions`` gives."""
 
     def __contains__(self, worker: str) -> bool:
         return worker in self._held
@@ -90,6 +92,7 @@ class Roster:
         opposite is told of it.
         """
         attachment = AttachmentRow(worker.id, self._front, self._incarnation, "up")
+        self.changes += 1
         self._held[worker.id] = _Held(worker, worker if said is None else said, attachment, token)
         return [worker, attachment]
 
@@ -106,6 +109,7 @@ class Roster:
         held = self._held.get(worker)
         if held is None or held.token is not token:
             return []
+        self.changes += 1
         del self._held[worker]
         return [AttachmentRow(worker, self._front, self._incarnation, "down")]
 
@@ -114,6 +118,8 @@ class Roster:
         held = self._held.get(worker)
         if held is None:
             return []
+        if held.sessions != sessions:
+            self.changes += 1
         held.sessions = sessions
         held.draining = draining
         return self._loaded(held)

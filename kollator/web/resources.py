@@ -19,7 +19,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from kollator.guard.limits import retry_after_s
 from kollator.signaling.messages import Region
-from kollator.web.answers import Bootstrap, BootstrapRequest, Explanation, Health, Workers
+from kollator.web.answers import Bootstrap, BootstrapRequest, Explanation, Health
 from kollator.web.pages import Asset
 from kollator.web.refusal import JSON, Refusal, phrase
 
@@ -63,8 +63,8 @@ class Views(Protocol):
     def ready(self) -> str | None:
         """None when new clients should be sent here, else why not."""
 
-    def workers(self) -> Workers:
-        """All workers and the ring."""
+    def workers_page(self) -> bytes:
+        """All workers and the ring: ``Workers`` in JSON."""
 
     def explain(self, address: str, region: str | None) -> Explanation:
         """An assignment with its reasons. Raises ``ValueError`` for what is not an IP address."""
@@ -184,8 +184,8 @@ class JsonResource(Resource):
         """Adds what a page of another origin needs to know before it asks."""
 
     def encoded(self, answer: Any) -> Answer | None:
-        """Content type and bytes of what a method returned."""
-        return JSON, _encode(answer)
+        """Content type and bytes of what a method returned; bytes are JSON already."""
+        return JSON, answer if isinstance(answer, bytes) else _encode(answer)
 
 
 class NotFound(JsonResource):
@@ -228,9 +228,9 @@ class ReadyResource(JsonResource):
 class WorkersResource(JsonResource):
     """``/workers``"""
 
-    def get(self, request: Request) -> Workers:
+    def get(self, request: Request) -> bytes:
         """All workers and the ring."""
-        return self.views.workers()
+        return self.views.workers_page()
 
 
 class AssignResource(JsonResource):

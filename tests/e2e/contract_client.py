@@ -22,6 +22,7 @@ from attrs import frozen
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
+from tests.e2e.client_connection import PatientConnection
 from tests.e2e.processes import WORKER_KEY, FrontTestCase
 
 LIMIT_S = 30.0
@@ -126,7 +127,7 @@ class Peer:
             subprotocols=list(subprotocols) if subprotocols else None,  # type: ignore[arg-type]
             additional_headers=dict(headers or {}), origin=origin,  # type: ignore[arg-type]
             compression=compression, proxy=None, open_timeout=LIMIT_S, close_timeout=LIMIT_S,
-            ping_interval=None, max_size=None, max_queue=None)
+            ping_interval=None, max_size=None, max_queue=None, create_connection=PatientConnection)
         self.socket: ClientConnection = opened.__enter__()
         self.port = port
 

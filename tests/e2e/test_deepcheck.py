@@ -156,7 +156,7 @@ class ContractTests(DeepCheckCase):
 
     def test_no_orphan(self) -> None:
         """Without it a front that is killed would leave its probe behind, more of them with each crash."""
-        front = self.front()
+        front = self.front(settings={**CHECKED, "DEBUG": "kollator:signaling"})
         self.worker(front, "w1")
         descriptor = watched(self.the_probe(front))
         self.until(lambda: "client-joined" in front.log, "no check began")

@@ -147,6 +147,7 @@ class StoppingTests(ProcessesTestCase):
         for client in clients.values():
             client.expect("draining")
         self.assertIsNone(front.process.poll())
+        front.await_line("2 fronts are told to stop")  # two signals that nobody has looked at yet are one
         for client in clients.values():
             client.synchronise()
         front.signal(signal.SIGTERM)
