@@ -14,7 +14,7 @@ from twisted.python import log as legacy_log
 
 log = Logger("kollator:front")
 
-THRESHOLDS = (20_000, 20, 50)
+THRESHOLDS = (5_000, 10, 10)
 """Python's own are 700, 10, 10: far too often for a process where almost everything lives for hours, and reference
 counts free nearly all that does not."""
 FILES_BESIDE = 256

@@ -103,7 +103,7 @@ DEFAULTS = {
     "message_rate": 100.0,
     "rate_limit_exempt": (ip_network("127.0.0.0/8"), ip_network("::1/128")),
     "write_buffer_bytes": 1_048_576,
-    "write_buffers_bytes": 33_554_432,
+    "write_buffers_bytes": 16_777_216,
     "http_connections": 2000,
     "http_connections_per_ip": 100,
     "auth_backoff_s": 60.0,

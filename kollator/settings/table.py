@@ -181,7 +181,7 @@ TABLE: tuple[Setting, ...] = (
             split=",", empty=True),
     Setting("write_buffer_bytes", "WRITE_BUFFER_BYTES", "", "1048576", whole(1024, 1_073_741_824),
             "what may wait to be written to one connection before it is closed (4413)", unit="bytes"),
-    Setting("write_buffers_bytes", "WRITE_BUFFERS_BYTES", "", "33554432", whole(65_536, 1_099_511_627_776),
+    Setting("write_buffers_bytes", "WRITE_BUFFERS_BYTES", "", "16777216", whole(65_536, 1_099_511_627_776),
             "what may wait to be written to all connections together; beyond it, those with the most are closed (4413)",
             unit="bytes"),
     Setting("http_connections", "HTTP_CONNECTIONS", "", "2000", _count,

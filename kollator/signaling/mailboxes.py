@@ -19,7 +19,7 @@ BYTES = 256 * 1024
 """The most bytes kept for one client."""
 CLIENTS = 20_000
 """The most dropped clients remembered; the one that left first is forgotten first."""
-TOTAL_BYTES = 16 * 1024 * 1024
+TOTAL_BYTES = 8 * 1024 * 1024
 """The most bytes kept for all of them together."""
 
 
