@@ -437,8 +437,10 @@ class Front(MultiService):
 
     def _note(self, event: str, **fields: object) -> None:
         """What signaling has to say, for the log and the audit log."""
-        say = events.debug if event in QUIET_EVENTS else events.info
-        say("{event} {fields}", event=event, fields=" ".join(f"{k}={v}" for k, v in fields.items()), **fields)
+        quiet = event in QUIET_EVENTS
+        if not quiet or self.signaling.debug:  # or each client would pay for a line that nobody sees
+            say = events.debug if quiet else events.info
+            say("{event} {fields}", event=event, fields=" ".join(f"{k}={v}" for k, v in fields.items()), **fields)
         audited = of_signaling(event, fields)
         if audited is not None:
             name, known = audited
