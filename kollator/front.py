@@ -16,9 +16,10 @@ from kollator.observe import logs
 from kollator.process import tune
 from kollator.processes import Processes, check
 from kollator.settings import FrontOptions, SettingError, Settings
-from kollator.starting import StartError, cannot_listen, one_line
+from kollator.starting import StartError, cannot_listen
 from kollator.state.errors import StoreError
 from kollator.state.store import Store
+from kollator.text import one_line
 from kollator.tls import listen_endpoint
 
 Options = FrontOptions

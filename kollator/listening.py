@@ -8,7 +8,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.python.failure import Failure
 
-from kollator.starting import StartError, cannot_listen, one_line
+from kollator.starting import StartError, cannot_listen
+from kollator.text import one_line
 from kollator.tls import Credentials, ListenEndpoint, listen_endpoint
 
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}

@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IHostnameResolver, IReactorPluggableName
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from kollator.starting import one_line
+from kollator.text import one_line
 
 log = Logger("kollator:front")
 

@@ -31,7 +31,7 @@ from kollator.lookups import ReactorWithLookups, SharedLookups
 from kollator.observe.loops import Loop
 from kollator.pool.probes import Probe, ProbeBook
 from kollator.pool.workersfile import HealthTarget
-from kollator.starting import one_line
+from kollator.text import one_line
 
 log = Logger("kollator:pool")
 

@@ -6,6 +6,7 @@ import os
 
 from kollator.pool.workersfile import FILE_BYTES, WorkersFile, WorkersFileError, parse_workers_file
 from kollator.state.store import Store
+from kollator.text import one_line
 
 
 class StartError(Exception):
@@ -46,11 +47,6 @@ def own_ticket_key(store: Store) -> bytes:
         key = os.urandom(32)
         store.put("ticket_key", key)
     return key
-
-
-def one_line(problem: object) -> str:
-    """What went wrong, without line breaks."""
-    return " ".join(str(problem).split()) or type(problem).__name__
 
 
 def cannot_listen(description: str, problem: object) -> StartError:

@@ -14,6 +14,7 @@ from kollator.clock import Clock
 from kollator.cluster.accepting import host_of
 from kollator.cluster.link import End, PeerLink
 from kollator.settings import Peer
+from kollator.text import one_line
 
 log = Logger("kollator:cluster")
 
@@ -188,8 +189,3 @@ class Dialler:
             endpoint=route.peer.endpoint,
             why=text,
         )
-
-
-def one_line(problem: object) -> str:
-    """The text of an exception."""
-    return " ".join(str(problem).split()) or type(problem).__name__

@@ -22,13 +22,14 @@ from twisted.python.failure import Failure
 
 from kollator.clock import Clock
 from kollator.cluster.accepting import Acceptor
-from kollator.cluster.dialling import Dialler, LinkError, one_line
+from kollator.cluster.dialling import Dialler, LinkError
 from kollator.cluster.handshake import Handshake
 from kollator.cluster.link import KEEPALIVE_S, End, PeerLink, Reason
 from kollator.cluster.outbox import TurnEnd
 from kollator.cluster.wire import NONCE_BYTES, Frame, RefusalReason, Summary
 from kollator.cluster.worker_sync import client_endpoint
 from kollator.settings import Peer
+from kollator.text import one_line
 from kollator.tls import Credentials, ListenEndpoint, TlsError, check_authorities, listen_endpoint
 
 __all__ = ["LinkError", "Links"]

@@ -260,10 +260,14 @@ class RawWebSocket:
         if receive_buffer_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         self.socket.connect(("127.0.0.1", port))
-        self.socket.sendall(
-            f"GET /signaling HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n".encode())
+        self._shake_hands(f"127.0.0.1:{port}")
+
+    def _shake_hands(self, host: str, more: str = "") -> None:
+        """Asks for the WebSocket, with ``more`` lines in the header."""
+        self.socket.sendall((
+            f"GET /signaling HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}"
+            f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n").encode())
         self._received = b""
         while b"\r\n\r\n" not in self._received:
             chunk = self.socket.recv(4096)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-from base64 import b64encode
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.e2e.cluster import until
-from tests.e2e.contract_client import LIMIT_S, SUBPROTOCOL, Client, ContractTestCase, RawWebSocket, Worker, ask
+from tests.e2e.contract_client import LIMIT_S, Client, ContractTestCase, RawWebSocket, Worker, ask
 
 MINIMAL = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: front.example\r\n\r\n"
@@ -57,17 +55,7 @@ class ProxiedWebSocket(RawWebSocket):
     def __init__(self, port: int, header: bytes, more: str = "") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), LIMIT_S)
         self.socket.sendall(header)
-        self.socket.sendall((
-            f"GET /signaling HTTP/1.1\r\nHost: front.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{more}"
-            f"Sec-WebSocket-Key: {b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n"
-            f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n").encode())
-        self._received = b""
-        while b"\r\n\r\n" not in self._received:
-            chunk = self.socket.recv(4096)
-            assert chunk, self._received
-            self._received += chunk
-        head, self._received = self._received.split(b"\r\n\r\n", 1)
-        assert head.startswith(b"HTTP/1.1 101"), head
+        self._shake_hands("front.example", more)
 
 
 def proxy_v1(address: str) -> bytes:
