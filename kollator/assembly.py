@@ -23,6 +23,7 @@ from kollator.cluster.service import Cluster
 from kollator.demo import DemoWorker
 from kollator.doors import open_doors
 from kollator.drain import Drain, reconnect_in_ms
+from kollator.endpoints import ListenEndpoint, client_files, listen_endpoint
 from kollator.fasttransport import quicken
 from kollator.gate import Gate
 from kollator.gauges import front_gauges
@@ -53,7 +54,6 @@ from kollator.state.errors import StoreError
 from kollator.state.rows import FrontRow, Row
 from kollator.state.store import Store
 from kollator.state.writer import Writer
-from kollator.tls import ListenEndpoint, client_files, listen_endpoint
 from kollator.views import FrontViews, Standing
 from kollator.web.answers import ClusterNode
 from kollator.web.door import DoorFactory

@@ -18,8 +18,8 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.protocol import Factory
 
+from kollator.endpoints import listen_endpoint
 from kollator.starting import StartError, cannot_listen
-from kollator.tls import listen_endpoint
 
 
 def check_shareable(reactor: Any, description: str) -> Any:

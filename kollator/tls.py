@@ -1,12 +1,7 @@
 """TLS of the listening endpoints: TLS 1.2 or newer, good ciphers, certificates that change while the front runs.
 
-``ssl:`` endpoint strings are understood here and not by Twisted's own parser, which loads a certificate once and for
-all, takes older protocols when told to, and leaves out the rest of a chain that is in the same file. The parameters
-are the same. Connections are made with what was loaded last: a reload is for new handshakes, those that are through go
-on. No session is resumed, so nothing of an old certificate or of an old authority outlives the reload.
-
-In ``haproxy:ssl:`` the PROXY header comes in clear, before the handshake, as every proxy sends it (PROXY protocol,
-section 2). Twisted itself looks for it inside TLS.
+Connections are made with what was loaded last: a reload is for new handshakes, those that are through go on. No
+session is resumed, so nothing of an old certificate or of an old authority outlives the reload.
 """
 
 from __future__ import annotations
@@ -17,9 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, Error, PKey, X509StoreFlags
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IOpenSSLServerConnectionCreator, IStreamServerEndpoint
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.ssl import (
     AcceptableCiphers,
     Certificate,
@@ -29,20 +22,15 @@ from twisted.internet.ssl import (
     trustRootFromCertificates,
 )
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
-from kollator.proxyheader import ProxyHeaderEndpoint
+from kollator.endpoints import EndpointError
 
 log = Logger("kollator:tls")
 
 FILE_BYTES = 1_048_576
 """More than any certificate or list of authorities has."""
-SSL_PARAMETERS = (
-    "port", "privateKey", "certKey", "sslmethod", "interface", "backlog", "extraCertChain", "dhParameters",
-)
-"""What an ``ssl:`` endpoint string takes, in the order of those that are given without a name."""
 CIPHERS = AcceptableCiphers.fromOpenSSLCipherString("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:DHE+CHACHA20:!aNULL:!DSS")
 """For TLS 1.2: forward secrecy and authenticated encryption only, as Mozilla's "intermediate" has it. TLS 1.3 has none
 that is not so. DHE takes ``dhParameters``."""
@@ -51,19 +39,15 @@ _ANY_VERSION = ("TLS_METHOD", "TLS_SERVER_METHOD", "SSLv23_METHOD")
 _ONE_VERSION = {"TLSv1_2_METHOD": TLSVersion.TLSv1_2}
 
 
-class TlsError(ValueError):
-    """An endpoint string or one of its files cannot be used: one line that names which, and why."""
-
-
 @implementer(IOpenSSLServerConnectionCreator)
 class Credentials:
     """The private key and the certificate of one TLS endpoint, in PEM files that may be replaced at any time.
 
     ``certificate`` may hold the chain too, the endpoint's own certificate first, as ``chain`` does without that one.
     ``dh_parameters`` allows DHE. ``client_ca`` is a file of authorities: with it only clients are let in that show a
-    certificate signed by one of them. ``newest`` is the highest version of TLS, where not all are wanted.
+    certificate signed by one of them. ``method`` is the ``sslmethod`` of an endpoint string.
 
-    Raises ``TlsError``.
+    Raises ``EndpointError``.
     """
 
     def __init__(
@@ -74,7 +58,7 @@ class Credentials:
         chain: str | None = None,
         dh_parameters: str | None = None,
         client_ca: str | None = None,
-        newest: Any = None,
+        method: str | None = None,
     ) -> None:
         self._named = {"privateKey": private_key, "certKey": certificate}
         for name, path in (("extraCertChain", chain), ("dhParameters", dh_parameters), ("PEER_CLIENT_CA", client_ca)):
@@ -83,7 +67,7 @@ class Credentials:
         self.certificate = certificate
         self.files = tuple(dict.fromkeys(self._named.values()))
         """The files to watch."""
-        self._newest = newest
+        self._newest = _newest(method)
         self._contents = self._read()
         self._options = self._load(self._contents)
 
@@ -101,7 +85,7 @@ class Credentials:
             if contents == self._contents:
                 return False
             self._options = self._load(contents)
-        except TlsError as problem:
+        except EndpointError as problem:
             log.warn("{problem}; new connections get the certificate that was there before", problem=str(problem))
             return False
         self._contents = contents
@@ -138,7 +122,7 @@ class Credentials:
             )
             context = options.getContext()  # made now, so that what is wrong comes out now
         except (Error, SSL.Error, ValueError) as problem:
-            raise TlsError(f"certKey: {self.certificate} cannot be used: {_openssl(problem)}") from None
+            raise EndpointError(f"certKey: {self.certificate} cannot be used: {_openssl(problem)}") from None
         if authorities:
             # An authority may be an intermediate one: what the operator names is where trust begins.
             context.get_cert_store().set_flags(X509StoreFlags.PARTIAL_CHAIN)
@@ -153,112 +137,17 @@ class Credentials:
             belongs = public.public_bytes(*form) == certificate.public_key().public_bytes(*form)
             loaded = PKey.from_cryptography_key(key)
         except TypeError:
-            raise TlsError(f"privateKey: {path} is encrypted, or of a kind that TLS does not take") from None
+            raise EndpointError(f"privateKey: {path} is encrypted, or of a kind that TLS does not take") from None
         except Exception:  # whatever is in the file
-            raise TlsError(f"privateKey: {path} holds no private key in PEM form") from None
+            raise EndpointError(f"privateKey: {path} holds no private key in PEM form") from None
         if not belongs:
-            raise TlsError(f"privateKey: {path} does not belong to the certificate in {self.certificate}")
+            raise EndpointError(f"privateKey: {path} does not belong to the certificate in {self.certificate}")
         return loaded
 
 
-@implementer(IStreamServerEndpoint)
-class ListenEndpoint:
-    """An endpoint to listen on. ``credentials`` are what its TLS uses; None where it has none that are known here."""
-
-    def __init__(self, reactor: Any, endpoint: Any, credentials: Credentials | None = None) -> None:
-        self.credentials = credentials
-        self._reactor = reactor
-        self.endpoint = endpoint
-
-    def listen(self, protocolFactory: Any) -> Deferred[Any]:
-        """Binds it; fires with the port."""
-        factory, credentials = protocolFactory, self.credentials
-        if credentials is not None:
-            creator: Any = credentials  # zope's interfaces are not known to mypy
-            factory = TLSMemoryBIOFactory(creator, False, protocolFactory, self._reactor)
-        listening: Deferred[Any] = self.endpoint.listen(factory)
-        return listening
-
-
-def listen_endpoint(reactor: Any, description: str, *, client_ca: str | None = None) -> ListenEndpoint:
-    """The endpoint of an endpoint string; ``ssl:`` and ``haproxy:ssl:`` get TLS as this module has it.
-
-    ``client_ca`` is a file of authorities for client certificates; kinds other than ``ssl:`` leave it aside. Raises
-    ``TlsError``, and whatever Twisted's parsers raise.
-    """
-    within = description.removeprefix("haproxy:")
-    if not within.startswith("ssl:"):
-        log.debug("{description}: certificates, if it has any, are the endpoint's own matter", description=description)
-        endpoint: Any = serverFromString(reactor, within)
-        return ListenEndpoint(reactor, endpoint if within == description else ProxyHeaderEndpoint(endpoint))
-    values = _named_values(within, SSL_PARAMETERS)
-    private_key = values.get("privateKey", "server.pem")
-    credentials = Credentials(
-        private_key,
-        values.get("certKey", private_key),
-        chain=values.get("extraCertChain"),
-        dh_parameters=values.get("dhParameters"),
-        client_ca=client_ca,
-        newest=_newest(values.get("sslmethod")),
-    )
-    endpoint = TCP4ServerEndpoint(
-        reactor, _whole(values, "port"), _whole(values, "backlog", "50"), values.get("interface", "")
-    )
-    if within != description:
-        endpoint = ProxyHeaderEndpoint(endpoint)
-    return ListenEndpoint(reactor, endpoint, credentials)
-
-
 def check_authorities(path: str) -> None:
-    """Raises ``TlsError`` when ``path`` is not a PEM file of certificates."""
+    """Raises ``EndpointError`` when ``path`` is not a PEM file of certificates."""
     _certificates(_content(path), path)
-
-
-def client_files(description: str) -> tuple[str, ...]:
-    """The files and folders that a ``tls:`` client endpoint string names, to be watched; none for other kinds."""
-    if not description.startswith("tls:"):
-        return ()
-    _, named = _split(description)
-    names = ("certificate", "privateKey", "trustRoots")
-    return tuple(dict.fromkeys(named[name] for name in names if named.get(name)))
-
-
-# -- endpoint strings -------------------------------------------------------------------------------------------------
-
-
-def _split(description: str) -> tuple[list[str], dict[str, str]]:
-    """The unnamed and the named parameters, as Twisted's documentation of endpoint strings has it."""
-    parameters: list[list[str]] = [[""]]
-    characters = iter(description)
-    for character in characters:
-        if character == ":":
-            parameters.append([""])
-        elif character == "=" and len(parameters[-1]) == 1:
-            parameters[-1].append("")
-        else:
-            parameters[-1][-1] += next(characters, "") if character == "\\" else character
-    named = {name: value[0] for name, *value in parameters if value}
-    return [name for name, *value in parameters if not value], named
-
-
-def _named_values(description: str, names: tuple[str, ...]) -> dict[str, str]:
-    (kind, *unnamed), named = _split(description)
-    if len(unnamed) > len(names):
-        raise TlsError(f"{kind}: takes {len(names)} parameters at most")
-    values = dict(zip(names, unnamed, strict=False))
-    for name, value in named.items():
-        if name not in names or name in values:
-            raise TlsError(f"{kind}: {name} is {'there twice' if name in names else 'not known'}")
-        values[name] = value
-    return values
-
-
-def _whole(values: dict[str, str], name: str, default: str = "") -> int:
-    text = values.get(name, default)
-    try:
-        return int(text)
-    except ValueError:
-        raise TlsError(f"{name}: {text!r} is not a number") from None
 
 
 def _newest(method: str | None) -> Any:
@@ -267,7 +156,9 @@ def _newest(method: str | None) -> Any:
         return None
     if method not in _ONE_VERSION:
         allowed = ", ".join((*_ANY_VERSION[:1], *_ONE_VERSION))
-        raise TlsError(f"sslmethod={method} is not TLS 1.2 or newer; leave sslmethod out, or write one of {allowed}")
+        raise EndpointError(
+            f"sslmethod={method} is not TLS 1.2 or newer; leave sslmethod out, or write one of {allowed}"
+        )
     return _ONE_VERSION[method]
 
 
@@ -279,9 +170,9 @@ def _content(what: str, path: str = "") -> bytes:
         with open(path or what, "rb") as file:
             content = file.read(FILE_BYTES + 1)
     except (OSError, ValueError) as problem:
-        raise TlsError(f"{what} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
+        raise EndpointError(f"{what} cannot be read: {getattr(problem, 'strerror', None) or problem}") from None
     if len(content) > FILE_BYTES:
-        raise TlsError(f"{what} is larger than {FILE_BYTES} bytes")
+        raise EndpointError(f"{what} is larger than {FILE_BYTES} bytes")
     return content
 
 
@@ -289,7 +180,7 @@ def _certificates(content: bytes, what: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(content)
     except Exception:  # whatever is in the file
-        raise TlsError(f"{what} holds no certificate in PEM form, or a broken one") from None
+        raise EndpointError(f"{what} holds no certificate in PEM form, or a broken one") from None
 
 
 def _openssl(problem: Exception) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
-from kollator.tls import CIPHERS, FILE_BYTES, TlsError, check_authorities
+from kollator.endpoints import EndpointError
+from kollator.tls import CIPHERS, FILE_BYTES, check_authorities
 from tests.certificates import Authority, self_signed_pem, write_pair
 from tests.endpoints import ROOT, EndpointTestCase, trusting
 
@@ -41,7 +42,8 @@ class VersionTests(EndpointTestCase):
     def test_who_asks_for_older_ones(self) -> None:
         """Without it an operator would think that old clients can connect, or that nothing is wrong with it."""
         for method in ("TLSv1_METHOD", "TLSv1_1_METHOD", "SSLv3_METHOD", "DTLS_METHOD", "nonsense", ""):
-            with self.assertRaisesRegex(TlsError, f"^sslmethod={method} is not TLS 1.2 or newer; leave sslmethod out"):
+            problem = f"^sslmethod={method} is not TLS 1.2 or newer; leave sslmethod out"
+            with self.assertRaisesRegex(EndpointError, problem):
                 self.endpoint(self.described(f"sslmethod={method}"))
 
     def test_ciphers(self) -> None:
@@ -224,7 +226,7 @@ class ClientCertificateTests(EndpointTestCase):
     def test_the_file(self) -> None:
         """Without it a slip in PEER_CLIENT_CA would be called one in PEER_LISTEN."""
         check_authorities(str(self.authorities))
-        with self.assertRaisesRegex(TlsError, "^/nowhere cannot be read: No such file"):
+        with self.assertRaisesRegex(EndpointError, "^/nowhere cannot be read: No such file"):
             check_authorities("/nowhere")
-        with self.assertRaisesRegex(TlsError, f"^{self.key} holds no certificate"):
+        with self.assertRaisesRegex(EndpointError, f"^{self.key} holds no certificate"):
             check_authorities(str(self.key))

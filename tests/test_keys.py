@@ -6,6 +6,8 @@ import os
 import traceback
 from collections.abc import Iterator
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -15,6 +17,7 @@ from kollator.guard.keys import (
     MAX_KEYS,
     KeyFileError,
     front_mac,
+    hkdf,
     matching_front_key,
     matching_key,
     parse_keys,
@@ -184,6 +187,29 @@ class KeyFileTests(SynchronousTestCase):
             os.seteuid(user)
         self.assertIn("cannot be read", line)
         self.assertIn("chown", line)
+
+
+class DerivedKeyTests(SynchronousTestCase):
+    """Keys that are derived from others."""
+
+    def test_rfc_vector(self) -> None:
+        """Without it fronts of other versions would not know each other's tickets (RFC 5869, A.3)."""
+        self.assertEqual(
+            hkdf(b"\x0b" * 22, b"", 42).hex(),
+            "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d9d201395faa4b61a96c8",
+        )
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.binary(max_size=100), st.binary(max_size=40), st.integers(1, 8160))
+    def test_beside_a_library(self, key: bytes, info: bytes, size_bytes: int) -> None:
+        """Without it a mistake that the vectors do not show would weaken every key."""
+        expected = HKDF(algorithm=SHA256(), length=size_bytes, salt=None, info=info).derive(key)
+        self.assertEqual(hkdf(key, info, size_bytes), expected)
+
+    def test_too_much(self) -> None:
+        """Without it a key would be derived that is none by the standard."""
+        with self.assertRaisesRegex(ValueError, "8161 bytes"):
+            hkdf(b"key", b"", 8161)
 
 
 class ProofTests(SynchronousTestCase):

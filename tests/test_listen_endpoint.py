@@ -14,7 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel
 from zope.interface.verify import verifyObject
 
-from kollator.tls import SSL_PARAMETERS, TlsError, client_files, listen_endpoint
+from kollator.endpoints import SSL_PARAMETERS, EndpointError, client_files, listen_endpoint
 from tests.certificates import write_pair
 from tests.endpoints import ROOT, Echo, EndpointTestCase
 
@@ -69,7 +69,7 @@ class DescriptionTests(EndpointTestCase):
             self.described().replace("443", "https"): "^port: 'https' is not a number",
             "ssl" + ":x" * 9: "^ssl: takes 8 parameters at most",
         }.items():
-            with self.assertRaises(TlsError, msg=description) as raised:
+            with self.assertRaises(EndpointError, msg=description) as raised:
                 self.endpoint(description)
             self.assertRegex(str(raised.exception), problem)
             self.assertNotIn("\n", str(raised.exception))

@@ -24,9 +24,6 @@ import hmac
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from kollator.cluster.wire import (
     NONCE_BYTES,
     PROTOCOL,
@@ -39,7 +36,7 @@ from kollator.cluster.wire import (
     RefusalReason,
     decode_opening,
 )
-from kollator.guard.keys import Key
+from kollator.guard.keys import Key, hkdf
 
 Role = Literal["dialler", "listener"]
 
@@ -172,4 +169,4 @@ def _mac(key: bytes, role: Role, dialler: Greeting, listener: Greeting) -> bytes
 
 
 def _secret(key: bytes) -> bytes:
-    return Key(HKDF(algorithm=SHA256(), length=32, salt=None, info=b"kollator.v1 peer").derive(key))
+    return Key(hkdf(key, b"kollator.v1 peer", 32))

@@ -8,10 +8,9 @@ that the other one did: from then on nothing is received or sent. It is gone whe
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Any, NamedTuple, Protocol, get_args
 
-from OpenSSL import SSL
-from service_identity import VerificationError
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -78,8 +77,6 @@ REASONS: tuple[Reason, ...] = (
 )
 """Everything that is counted, and nothing else."""
 
-TLS_FAILURES = (SSL.Error, VerificationError)
-"""How a transport is lost when its TLS handshake failed, by OpenSSL and by the check of the host name."""
 _AGAIN = (ToWorker, ToClient, Changes)
 """What a busy link does not take: its sender is told, or sends it again."""
 _BENIGN = ("duplicate-link", "stopping")
@@ -101,6 +98,17 @@ class End(NamedTuple):
     def __str__(self) -> str:
         text = f"the peer says {self.reason}" if self.by_peer else self.reason
         return f"{text} ({self.detail})" if self.detail else text
+
+
+def is_tls_failure(reason: Failure) -> bool:
+    """Whether a transport was lost because its TLS handshake failed, by OpenSSL or by the check of the host name."""
+    # Where these have not been imported there is no TLS; they are large, see kollator.lean.
+    kinds = [
+        getattr(sys.modules[module], error)
+        for module, error in (("OpenSSL.SSL", "Error"), ("service_identity", "VerificationError"))
+        if module in sys.modules
+    ]
+    return reason.check(*kinds) is not None
 
 
 class Owner(Protocol):
@@ -315,7 +323,7 @@ class PeerLink(Int32StringReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport is gone."""
-        early = "tls" if reason.check(*TLS_FAILURES) else "closed-early"
+        early = "tls" if is_tls_failure(reason) else "closed-early"
         self.fail(early if self.established_at is None else "lost", reason.getErrorMessage())
         self._go()
 

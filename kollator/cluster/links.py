@@ -12,7 +12,7 @@ So both ends decide alike, in whatever order things reach them. A link that lose
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -28,9 +28,12 @@ from kollator.cluster.link import KEEPALIVE_S, End, PeerLink, Reason
 from kollator.cluster.outbox import TurnEnd
 from kollator.cluster.wire import NONCE_BYTES, Frame, RefusalReason, Summary
 from kollator.cluster.worker_sync import client_endpoint
+from kollator.endpoints import EndpointError, ListenEndpoint, listen_endpoint
 from kollator.settings import Peer
 from kollator.text import one_line
-from kollator.tls import Credentials, ListenEndpoint, TlsError, check_authorities, listen_endpoint
+
+if TYPE_CHECKING:
+    from kollator.tls import Credentials
 
 __all__ = ["LinkError", "Links"]
 
@@ -152,9 +155,11 @@ class Links(Service):
     def privilegedStartService(self) -> None:
         """Binds the endpoints. Raises ``LinkError``."""
         if self._client_ca is not None:
+            from kollator.tls import check_authorities
+
             try:
                 check_authorities(self._client_ca)
-            except TlsError as problem:
+            except EndpointError as problem:
                 raise LinkError(f"PEER_CLIENT_CA: {problem}; name a PEM file of certificates") from None
         self._dialler = Dialler(
             self.node,

@@ -37,12 +37,11 @@ from twisted.internet.endpoints import HostnameEndpoint, clientFromString, wrapC
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import connectionDone
-from twisted.internet.ssl import optionsForClientTLS
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from kollator.cluster.link import TLS_FAILURES, PeerLink, TurnedAway
+from kollator.cluster.link import PeerLink, TurnedAway, is_tls_failure
 
 log = Logger("kollator:cluster")
 
@@ -90,7 +89,7 @@ class _Stream(WrappingWebSocketAdapter, WebSocketProtocol):  # type: ignore[misc
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Remembers a failed TLS handshake, of which Autobahn would hand on no more than the text."""
-        if reason.check(*TLS_FAILURES):
+        if is_tls_failure(reason):
             self._tls_failure = reason
         super().connectionLost(reason)  # type: ignore[misc]
 
@@ -330,6 +329,8 @@ class WorkerSyncEndpoint:
         port = parts.port or (443 if parts.scheme == "wss" else 80)
         endpoint: Any = HostnameEndpoint(reactor, parts.hostname, port)
         if parts.scheme == "wss":
+            from twisted.internet.ssl import optionsForClientTLS
+
             endpoint = wrapClientTLS(optionsForClientTLS(parts.hostname), endpoint)
         self._endpoint = endpoint
 

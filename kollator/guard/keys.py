@@ -19,7 +19,8 @@ MAX_FILE_BYTES = 65_536
 WEAK_KEY_BYTES = 16
 """A shorter key can be guessed at leisure by anyone who has recorded one registration."""
 
-_MAC_HEX_DIGITS = 64
+_HASH_BYTES = 32
+_MAC_HEX_DIGITS = 2 * _HASH_BYTES
 
 
 class KeyFileError(Exception):
@@ -115,6 +116,21 @@ def weakness(keys: Sequence[bytes]) -> str | None:
         f"{short} of {len(keys)} keys {'is' if short == 1 else 'are'} shorter than {WEAK_KEY_BYTES} bytes "
         "and can be guessed; make new ones with: openssl rand -hex 32"
     )
+
+
+def hkdf(key: bytes, info: bytes, size_bytes: int) -> bytes:
+    """Return a key of its own for one purpose, derived from ``key``: HKDF-SHA256 without salt (RFC 5869).
+
+    ``info`` names the purpose. Written out here since the library that has it, ``cryptography``, takes 8 MB, which a
+    front without TLS need not have (see ``kollator.lean``). Raises ``ValueError`` for more than 8,160 bytes.
+    """
+    if size_bytes > 255 * _HASH_BYTES:
+        raise ValueError(f"{size_bytes} bytes cannot be derived from one key")
+    secret, block, derived = hmac.digest(bytes(_HASH_BYTES), key, "sha256"), b"", b""
+    for number in range(1, -(-size_bytes // _HASH_BYTES) + 1):
+        block = hmac.digest(secret, block + info + bytes([number]), "sha256")
+        derived += block
+    return derived[:size_bytes]
 
 
 def worker_mac(

@@ -19,10 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
-from kollator.guard.keys import Key
+from kollator.guard.keys import Key, hkdf
 
 MAX_TICKET_CHARS = 300
 CLIENT_ID_RANDOM_BYTES = 12
@@ -117,12 +114,8 @@ def _mac(secret: bytes, signed: str) -> str:
 
 
 def _secret(key: bytes) -> bytes:
-    return Key(_derived(key, b"kollator.v1 ticket", 32))
+    return Key(hkdf(key, b"kollator.v1 ticket", 32))
 
 
 def _key_id(key: bytes) -> str:
-    return base64.urlsafe_b64encode(_derived(key, b"kollator.v1 ticket key id", 6)).decode()
-
-
-def _derived(key: bytes, info: bytes, size_bytes: int) -> bytes:
-    return HKDF(algorithm=SHA256(), length=size_bytes, salt=None, info=info).derive(key)
+    return base64.urlsafe_b64encode(hkdf(key, b"kollator.v1 ticket key id", 6)).decode()

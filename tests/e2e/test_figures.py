@@ -23,6 +23,8 @@ CONNECTION_BYTES_MAX = 3_000
 """Each has what the process itself grew by meanwhile, shared by 1,000 only."""
 MESSAGES_RATIO_MIN = 2.0
 """By CPU time: how many messages go through in a second is, on a machine that does other things, its affair."""
+BASE_MB_MAX = 65
+"""Of a front that serves nobody yet. With OpenSSL, which it needs not here, it would be more."""
 ROUNDS = 3
 PLAN = Plan(pairs=40, seconds=0.7, warmup_s=0.3)
 
@@ -47,6 +49,7 @@ class FigureTests(SynchronousTestCase):
         with running(FRONT) as server, self.bench.idle(server, IDLE) as found:
             print(f"\n  {found['bytes']:,.0f} bytes a connection over {found['base_mib']:.1f} MiB")
             self.assertLess(found["bytes"], CONNECTION_BYTES_MAX)
+            self.assertLess(found["base_mib"] * 2**20, BASE_MB_MAX * 10**6)
 
     def test_a_message_costs_no_more_than_in_a_bare_relay(self) -> None:
         """Otherwise the checks of a message, or its way through the front, have become slow."""
