@@ -108,6 +108,11 @@ class SwitchboardTarget(Target):
         if wire.code is not None:
             self.reached[str(wire.code)] += 1
         self._check_sent(wire)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The bench keeps what it was told; a front would not."""
+        bench = self.bench
         bench.notes.clear()
         bench.assigned.clear()
         bench.handoffs.clear()
@@ -154,6 +159,7 @@ class SwitchboardTarget(Target):
         bench.board.mailboxes.expire(bench.now)
         if bench.board.connections() != [self.client, self.worker] or bench.board.mailboxes.bytes:
             raise Broken(f"left behind: {bench.board.connections()}, {bench.board.mailboxes.bytes} bytes")
+        self._forget()
         more = grown(self.before, tables(bench), 32, {"counters": 200})
         if more:
             raise Broken("; ".join(more))

@@ -130,6 +130,7 @@ class Cluster:
                 self.start(name, self.images[name])
         for front in self.fronts.values():
             front.paused_until = 0.0
+            front.wake()  # not only when its pause would have been over
             front.disk.failing = 0.0
             front.disk.delay_s = FAST_S
         self.network.heal()

@@ -49,6 +49,7 @@ class Front:
         self.name = name
         self.alive = True
         self.paused_until = 0.0
+        self._held: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
         self.clock = clock
         self._world = world
         self._network = network
@@ -115,9 +116,16 @@ class Front:
         if not self.alive:
             return
         if self.paused_until > self._world.now:
-            self._world.at(self.paused_until, self._run, call, *args)
+            self._held.append((call, args))
+            self._world.at(self.paused_until, self.wake)
             return
         call(*args)
+
+    def wake(self) -> None:
+        """Makes the calls that have waited for the end of a pause."""
+        held, self._held = self._held, []
+        for call, args in held:
+            self._run(call, *args)
 
     def _tick(self) -> None:
         self.member.tick()
