@@ -31,6 +31,10 @@ MANY = 32
 """So many together are only marked in the ring and swept later (see ``Ring.remove_all``), at some 10 us each."""
 MANY_AT_ONCE = 256
 """Not more of them in one turn."""
+GATHERED_TURNS = 8
+"""So many turns those wait at most, for more of them, who are lost while others are: each slice is a write, a message
+to the other fronts and a line of the log, and a network that breaks is noticed over many turns.
+"""
 NAMED_MAX = 20
 """The log names so many workers in one line."""
 
@@ -74,6 +78,10 @@ class Registry:
         """Of whom the log is yet to say that they fell ill, by the reason and the sentence."""
         self._taking_out = False
         self._at_once_left = 0
+        self._gathering = False
+        """They wait for more to come, and nobody is told meanwhile: who is lost next would be told to go there."""
+        self._gathered = 0
+        self._turns_left = 0
         self._untold: set[str] = set()
         self._unlisted: list[str] = []
 
@@ -186,6 +194,7 @@ class Registry:
         if not self._taking_out:
             self._taking_out = True
             self._at_once_left = FEW_AT_ONCE
+            self._gathered, self._turns_left = 0, GATHERED_TURNS
             self._soon(self._take_others_out)
         if self._at_once_left:
             self._at_once_left -= 1
@@ -193,11 +202,20 @@ class Registry:
 
     def _take_others_out(self) -> None:
         self._taking_out = bool(self._worse)
+        self._gathering = self._are_more_to_come()
         if self._taking_out:
             try:
-                self._take_out(MANY_AT_ONCE if self._are_quickly_out() else FEW_AT_ONCE)
+                if not self._gathering:
+                    self._take_out(MANY_AT_ONCE if self._are_quickly_out() else FEW_AT_ONCE)
+                    self._gathered, self._turns_left = len(self._worse), GATHERED_TURNS
             finally:  # or nobody would be taken out any more
                 self._soon(self._take_others_out)
+
+    def _are_more_to_come(self) -> bool:
+        """Whether more have come since the last turn, and not enough for a slice, nor for too long."""
+        before, self._gathered = self._gathered, len(self._worse)
+        self._turns_left -= 1
+        return max(before, FEW_AT_ONCE) < self._gathered < MANY_AT_ONCE and self._turns_left >= 0
 
     def _are_quickly_out(self) -> bool:
         if len(self._worse) < MANY:
@@ -248,6 +266,9 @@ class Registry:
                 self._soon(self._tell)
 
     def _tell(self) -> None:
+        if self._gathering:
+            self._soon(self._tell)
+            return
         lost, self._untold = sorted(self._untold), set()
         lost = [worker for worker in lost if not self.pool.fronts_of(worker)]  # some may be back already
         if lost:

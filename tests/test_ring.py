@@ -74,7 +74,7 @@ class RingTests(SynchronousTestCase):
             ("_BUCKET_POINTS_MIN", 2),
             ("_BARREN_POINTS", 4),
             ("_FEW_POINTS", 9),
-            ("_REMOVED_POINTS_MAX", 10),
+            ("REMOVED_POINTS_MAX", 10),
         ]:
             self.patch(ring_module, name, value)
 

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from kollator.pool.ring import RING_SIZE, Ring, point_hashes, position_of
+from kollator.pool.ring import REMOVED_POINTS_MAX, RING_SIZE, Ring, point_hashes, position_of
 from kollator.pool.standing import PREFERENCE, UsableState
 
 Reason = Literal["ring", "pinned", "pin-fallback", "other-region", "overflow", "no-workers"]
@@ -164,16 +164,20 @@ class Rings:
             self.add(worker, placed)
 
     def remove_all(self, workers: Iterable[str]) -> None:
-        """Take workers out. Raises ``KeyError`` when one is not there."""
+        """Take workers out. Raises ``KeyError`` when one is not there.
+
+        However many regions they are of, ``REMOVED_POINTS_MAX`` bounds the points that all rings together take out.
+        """
         leaving: dict[tuple[UsableState, str], list[str]] = {}
+        points = 0
         for worker in workers:
-            region, points, state = self.placed.pop(worker)
-            self.points -= points
+            region, count, state = self.placed.pop(worker)
+            self.points -= count
             if not self._walked:
                 continue
-            leaving.setdefault((state, ""), []).append(worker)
-            if region:
-                leaving.setdefault((state, region), []).append(worker)
+            for key in ((state, ""), (state, region)) if region else ((state, ""),):
+                leaving.setdefault(key, []).append(worker)
+                points += count
         for key, names in leaving.items():
             if key[1]:
                 members = self._members[key]
@@ -184,7 +188,7 @@ class Rings:
                     self._unplaced.pop(key[1], None)
             ring = self._rings.get(key)
             if ring is not None:
-                ring.remove_all([name for name in names if name in ring])
+                ring.remove_all([name for name in names if name in ring], marked=points > REMOVED_POINTS_MAX)
                 if not ring:
                     del self._rings[key]
 
@@ -215,14 +219,14 @@ class Rings:
         Says whether more is left.
         """
         for ring in self._rings.values():
-            if ring.garbage:
+            if ring.garbage and points_max > 0:
+                stored = ring.points + ring.garbage
                 ring.sweep(points_max)
+                points_max -= stored  # what is left of the slice is for the next ring: many have a little each
+        for region, unplaced in self._unplaced.items():
+            if unplaced:
+                self._place(region, points_max // PLACING)
                 break
-        else:
-            for region, unplaced in self._unplaced.items():
-                if unplaced:
-                    self._place(region, points_max // PLACING)
-                    break
         return any(ring.garbage for ring in self._rings.values()) or any(self._unplaced.values())
 
     def _place(self, region: str, points_max: int) -> None:

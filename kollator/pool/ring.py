@@ -36,12 +36,14 @@ Capacity may be a million sessions; in proportion that would be 1.5 million poin
 one worker's word. A hundred times the normal worker, 15,000 points, takes some 20 ms.
 """
 
+REMOVED_POINTS_MAX = 4096
+"""More points are not taken out at once, which would take over 10 ms: their workers are only marked."""
+
 _BUCKET_POINTS_MAX = 256  # mean; a bucket is 2 KB then
 _UNSORTED_MAX = 128  # in one bucket: sorting so many in takes some 40 us
 _BUCKET_POINTS_MIN = 64  # mean; below it buckets are merged, so that no lookup crosses a row of empty ones
 _BARREN_POINTS = 512  # after so many points of workers already seen, a walk looks whether few are left
 _FEW_POINTS = 4096  # so few points are faster computed again and sorted than found among all others
-_REMOVED_POINTS_MAX = 4096  # more are not taken out at once: that would take over 10 ms
 
 _EIGHT = Struct(">8Q")
 
@@ -181,14 +183,17 @@ class Ring:
         """Take a worker out. Raises ``KeyError`` when it is not there."""
         self.remove_all((worker,))
 
-    def remove_all(self, workers: Collection[str]) -> None:
-        """Take workers out. Raises ``KeyError``, and changes nothing, when one is not there."""
+    def remove_all(self, workers: Collection[str], *, marked: bool = False) -> None:
+        """Take workers out. Raises ``KeyError``, and changes nothing, when one is not there.
+
+        They are only ``marked``, however few their points, where they are a part of many that leave several rings.
+        """
         indexes = {worker: self._index[worker] for worker in workers}
         if len(indexes) == len(self._index):
             self._clear()
             return
         points = sum(self._counts[index] for index in indexes.values())
-        mark = points > _REMOVED_POINTS_MAX
+        mark = marked or points > REMOVED_POINTS_MAX
         for worker, index in indexes.items():
             if not mark:
                 self._delete_points(worker, index)
