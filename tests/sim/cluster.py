@@ -21,6 +21,8 @@ from tests.sim.world import SkewedClock, World
 NAMES = [f"f{number}" for number in range(1, 65)]
 HEAL_S = 10.0
 """All fronts are the same at the latest so many simulated seconds after everything works again."""
+AFTER_S = 2.0
+"""What happened last may show so long: a leader whose clock was set back is late with its heartbeat, and loses office."""
 QUIET_S = 4.0
 """And then nothing changes for so long, which is longer than it takes to retire a front."""
 LOOK_S = 0.1
@@ -162,6 +164,8 @@ class Cluster:
 
     def rest(self) -> None:
         """Nothing happens, so nothing may change. Raises ``Broken``."""
+        self.run(AFTER_S)
+        self._wait(self.difference, HEAL_S)
         heads = {name: front.store.head() for name, front in self.fronts.items()}
         standings = {name: front.member.standing for name, front in self.fronts.items()}
         self.run(QUIET_S)
