@@ -22,7 +22,7 @@ NAMES = [f"f{number}" for number in range(1, 65)]
 HEAL_S = 10.0
 """All fronts are the same at the latest so many simulated seconds after everything works again."""
 AFTER_S = 2.0
-"""What happened last may show so long: a leader whose clock was set back is late with its heartbeat, and loses office."""
+"""What happened last may show so long: a leader whose clock was set back is late with a heartbeat, and loses office."""
 QUIET_S = 4.0
 """And then nothing changes for so long, which is longer than it takes to retire a front."""
 LOOK_S = 0.1
