@@ -3,7 +3,9 @@
 Twisted keeps some twenty attributes for each connection, among them two texts for its log, and sends what is
 written in the next turn of the reactor: two changes of what epoll watches, and a turn, for each message. Here
 constants are the class's, texts are made when somebody asks, and a write that finds nothing waiting goes straight
-to the socket. Everything else is Twisted's: what the socket does not take, closing, aborting, TLS above it.
+to the socket. While the lean dispatch hands on what epoll told of, it goes there when that is done: so several messages
+to one connection are one piece, and the sending of many is one stretch of work. Everything else is Twisted's: what the
+socket does not take, closing, aborting, TLS above it.
 """
 
 from __future__ import annotations
@@ -27,9 +29,49 @@ BACKLOG = socket.SOMAXCONN
 """Connections that wait to be accepted; the kernel has a limit of its own (``net.core.somaxconn``)."""
 TWISTED_BACKLOG = 50
 """Twisted's, where an endpoint string names none."""
+GATHERED_BYTES = 4096
+"""So much is gathered for one connection at most. It is what may wait there unseen (``backlogs.UNSEEN_BYTES``)."""
+GATHERING = 64
+"""Connections for which something is gathered at once: so a message waits for a millisecond or two at most."""
 
 _BUFFERS = ("dataBuffer", "offset", "_tempDataBuffer", "_tempDataLen", "producerPaused")
 """What Twisted keeps of a connection whose socket did not take everything."""
+
+
+class Turn:
+    """What is written while the reactor hands on events: gathered for each connection, and sent when it has.
+
+    ``running`` is true meanwhile; nothing is gathered at any other time, when nobody would send it.
+    """
+
+    __slots__ = ("running", "waiting")
+
+    def __init__(self) -> None:
+        self.running = False
+        self.waiting: dict[FastServer, bytes] = {}
+
+    def send(self) -> None:
+        """Sends all of it, in the order in which it began to wait."""
+        waiting = self.waiting
+        while waiting:  # a connection that falls behind may have others written to
+            for connection in list(waiting):
+                data = waiting.pop(connection, None)
+                try:
+                    if data is not None:
+                        connection.send_now(data)
+                except Exception:
+                    log.failure("what was written to {connection} could not be sent", connection=repr(connection))
+
+    def end(self) -> None:
+        """The events are handed on."""
+        if self.waiting:
+            self.send()
+        self.running = False
+
+
+turn = Turn()
+"""The reactor's: a process has one."""
+_waiting = turn.waiting
 
 
 class FastServer(tcp.Server):
@@ -110,7 +152,7 @@ class FastServer(tcp.Server):
         return None
 
     def write(self, data: bytes) -> None:
-        """Sends what the socket takes now; the rest waits as Twisted has it."""
+        """Sends what the socket takes, now or at the end of this turn; the rest waits as Twisted has it."""
         if (
             self.connected
             and not self._tempDataLen
@@ -122,19 +164,59 @@ class FastServer(tcp.Server):
         ):
             if not data:
                 return
-            try:
-                sent = self.socket.send(data)
-            except OSError:  # it takes nothing now, or is broken, which the next attempt finds out
-                sent = 0
-            if sent == len(data):
-                return
-            data = data[sent:]
-        if not self._tempDataLen:
+            if turn.running:
+                earlier = _waiting.get(self)
+                if earlier is not None:
+                    data = earlier + data
+                if len(data) < GATHERED_BYTES:
+                    _waiting[self] = data
+                    if earlier is None and len(_waiting) >= GATHERING:
+                        turn.send()
+                    return
+                if earlier is not None:
+                    del _waiting[self]
+            self.send_now(data)
+        else:
+            self.send_gathered()
+            self._keep(data)
+
+    def send_now(self, data: bytes) -> None:
+        """Sends what the socket takes now of what is next."""
+        try:
+            sent = self.socket.send(data)
+        except OSError:  # it takes nothing now, or is broken, which the next attempt finds out
+            sent = 0
+        if sent != len(data):
+            self._keep(data[sent:])
+
+    def _keep(self, data: bytes) -> None:
+        if data and not self._tempDataLen:
             self._tempDataBuffer = []
         super().write(data)
 
+    def send_gathered(self) -> None:
+        """Sends what was gathered in this turn, if anything was: before anything else is done with the connection."""
+        data = _waiting.pop(self, None)
+        if data is not None:
+            self.send_now(data)
+
+    def loseConnection(self) -> None:
+        """Ends it when everything is sent."""
+        self.send_gathered()
+        super().loseConnection()
+
+    def loseWriteConnection(self) -> None:
+        """Ends this direction when everything is sent."""
+        self.send_gathered()
+        super().loseWriteConnection()
+
+    def abortConnection(self) -> None:
+        """Ends it at once."""
+        self.send_gathered()
+        super().abortConnection()
+
     def writeSequence(self, iovec: Any) -> None:
-        """As one piece."""
+        """Sends it as one piece."""
         self.write(b"".join(iovec))
 
     def doWrite(self) -> Any:
@@ -150,6 +232,7 @@ class FastServer(tcp.Server):
         """The end. Twisted's own deletes attributes that are none of an instance here."""
         if not hasattr(self, "socket"):
             return
+        self.send_gathered()
         FileDescriptor.connectionLost(self, reason)
         self._closeSocket(not reason.check(ConnectionAborted))
         protocol: Any = self.protocol

@@ -12,6 +12,8 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python import log as legacy_log
 
+from kollator.fasttransport import turn
+
 log = Logger("kollator:front")
 
 THRESHOLDS = (5_000, 10, 10)
@@ -88,21 +90,25 @@ def lean_iteration(reactor: Any) -> Callable[[float | None], None]:
             events = poll(_WAIT_FOR_EVER if timeout is None else timeout, EVENTS)
         except InterruptedError:
             return
-        for descriptor, event in events:
-            selectable = selectables.get(descriptor)
-            if selectable is None:  # closed by one of the events before
-                continue
-            try:
-                if event != readable:
-                    read_or_write(selectable, descriptor, event)
+        turn.running = True
+        try:
+            for descriptor, event in events:
+                selectable = selectables.get(descriptor)
+                if selectable is None:  # closed by one of the events before
                     continue
-                why = selectable.doRead()
-            except BaseException:
-                legacy_log.err()
-                why = sys.exc_info()[1]
-                disconnect(selectable, why, False)
-            else:
-                if why:
-                    disconnect(selectable, why, True)
+                try:
+                    if event != readable:
+                        read_or_write(selectable, descriptor, event)
+                        continue
+                    why = selectable.doRead()
+                except BaseException:
+                    legacy_log.err()
+                    why = sys.exc_info()[1]
+                    disconnect(selectable, why, False)
+                else:
+                    if why:
+                        disconnect(selectable, why, True)
+        finally:
+            turn.end()
 
     return iterate

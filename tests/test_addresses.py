@@ -13,12 +13,14 @@ from kollator.guard.addresses import (
     MAX_HOPS,
     MAX_NETWORKS,
     NetworkSet,
+    _cached_key,
+    _cached_parse,
+    _cached_plain,
     client_address,
     client_scheme_host,
     limit_key,
     parse_networks,
 )
-from kollator.guard.hosts import host_port, parse_host_port
 
 PROXIES = NetworkSet(parse_networks("10.0.0.0/8 2001:db8:ffff::/48"))
 addresses = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(str)
@@ -101,12 +103,20 @@ class NetworkTests(SynchronousTestCase):
             if not (isinstance(parsed, IPv6Address) and parsed.ipv4_mapped):
                 self.assertEqual(quick.contains(address), any(parsed in network for network in networks))
 
-    def test_cache_is_bounded(self) -> None:
-        """Without it every address that ever asked would stay in memory."""
+    def test_caches_are_bounded(self) -> None:
+        """Without it every address that ever asked would stay in memory, and what is none at any length."""
         networks = NetworkSet(parse_networks("10.0.0.0/8"))
+        caches = (networks._cached, _cached_parse, _cached_plain, _cached_key)
         for number in range(6_000):
-            networks.contains(str(IPv4Address(number)))
-        self.assertLess(networks._cached.cache_info().currsize, 5_000)
+            client_address(str(IPv4Address(number)), (), (), networks)
+            self.assertEqual(networks.contains(limit_key(f"2001:db8:{number:x}::1")), False)
+        kept = [cache.cache_info() for cache in caches]
+        self.assertLess(kept[0].currsize, 5_000)
+        self.assertLess(max(cache.currsize for cache in kept[1:]), 500)
+        for text in ("1" * 65, f"::{'1' * 63}"):
+            self.assertEqual((networks.contains(text), limit_key(text)), (False, text[:64]))
+            self.assertEqual(client_address(text, (), (), networks), text)
+        self.assertEqual([cache.cache_info() for cache in caches], kept)
 
 
 class LimitKeyTests(SynchronousTestCase):
@@ -360,39 +370,3 @@ class SchemeAndHostTests(SynchronousTestCase):
         )
         self.assertIn(scheme, ("http", "https"))
         self.assertRegex(where, r"\A[a-z0-9._\[\]:-]+\Z")
-
-
-class HostTests(SynchronousTestCase):
-    """The grammar of a host and a port."""
-
-    def test_accepted(self) -> None:
-        """Without it a name that a front really has would be refused."""
-        for text, parsed in {
-            "localhost": ("localhost", None),
-            "A.Example.:80": ("a.example.", 80),
-            "xn--bcher-kva.example": ("xn--bcher-kva.example", None),
-            "1-2.3a": ("1-2.3a", None),
-            "192.0.2.1:65535": ("192.0.2.1", 65_535),
-            "[2001:DB8:0:0::1]:1": ("[2001:db8::1]", 1),
-            "a" * 63 + ".b": ("a" * 63 + ".b", None),
-        }.items():
-            self.assertEqual(parse_host_port(text), parsed, text)
-
-    def test_refused(self) -> None:
-        """Without it a header could put a path, a user, a line or another port into a URL."""
-        for text in (
-            *("", ":80", "a:", "a:0", "a:65536", "a:-1", "a:8\u0660", "a:80:80", "a..b", ".a", "-a", "a-.b"),
-            *("a" * 64, "a." * 130 + "a", "a" * 100_000, "b\u00fccher", "a b", "a/b", "a?b", "a#b", "u@a"),
-            *("a\n", "a%41", "a\\b", "*", "::1", "[::1", "[]", "[:::]", "[192.0.2.1]", "[fe80::1%25eth0]"),
-            *("[v1.a]", "1", "a.1", "1.2.3", "1.2.3.256", "01.2.3.4"),
-        ):
-            self.assertIsNone(parse_host_port(text), text[:40])
-            self.assertIsNone(host_port(text))
-
-    @given(st.text(st.one_of(st.sampled_from("ab1-_.:[]@/"), st.characters()), max_size=40))
-    @settings(max_examples=100, deadline=None)
-    def test_stable(self, text: str) -> None:
-        """Without it the plain form of a host might not be one itself."""
-        plain = host_port(text)
-        if plain is not None:
-            self.assertEqual(host_port(plain), plain)

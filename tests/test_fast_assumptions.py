@@ -19,7 +19,9 @@ from twisted.internet import base, posixbase, tcp
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Protocol
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator import fasttransport
@@ -92,6 +94,21 @@ class AutobahnTests(SynchronousTestCase):
         self.give(handshake())
         self.give(frame(CLOSE, struct.pack("!H", 1000)))
         self.known()
+
+    def test_ends(self) -> None:
+        """Without it a new Autobahn could do more at the end of a connection than the fast path, which repeats it."""
+        self.give(handshake())
+        for bench, socket_ in zip((self.plain, self.fast), self.sockets, strict=True):
+            self.assertEqual(bench.factory.countConnections, 1)
+            socket_.connectionLost(Failure(ConnectionLost()))
+            self.assertEqual(bench.factory.countConnections, 0)
+            self.assertEqual(socket_.protocol.state, socket_.protocol.STATE_CLOSED)
+        self.known()
+        repeated: Any = WebSocketServerProtocol._connectionLost
+        self.assertEqual(set(repeated.__code__.co_names), {
+            "log", "debug", "hltype", "_connectionLost", "peer", "hlval", "WebSocketProtocol", "factory",
+            "countConnections",
+        }, "FastSignalingProtocol._connectionLost repeats this method")
 
     def test_futures(self) -> None:
         """Without it Autobahn could wait for one of its own futures, which nobody keeps here."""

@@ -29,6 +29,7 @@ MAX_HOP_BYTES = 512
 
 _MAX_ADDRESS_CHARS = 64
 _CACHED_ADDRESSES = 4096
+_RECENT_ADDRESSES = 256  # a handshake asks for the same address several times within a moment
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _QUOTE, _COMMA = b'",'
 # An address or a name in place of one, and a port or a name in place of that (RFC 7239 section 6).
@@ -91,12 +92,17 @@ def limit_key(address: str) -> str:
 
     A /64 is what one host gets (RFC 6177): limits by single addresses would be no limits.
     """
-    if ":" not in address:
+    if ":" not in address or len(address) > _MAX_ADDRESS_CHARS:  # which would only fill the memory of the cache
         return address[:_MAX_ADDRESS_CHARS]
+    return _cached_key(address)
+
+
+@lru_cache(maxsize=_RECENT_ADDRESSES)
+def _cached_key(address: str) -> str:
     parsed = _parse(address)
     if isinstance(parsed, IPv6Address):
         return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"
-    return address[:_MAX_ADDRESS_CHARS] if parsed is None else str(parsed)
+    return address if parsed is None else str(parsed)
 
 
 def client_address(
@@ -239,13 +245,22 @@ def _value_at(lines: Sequence[bytes], depth: int) -> str:
 
 
 def _plain(text: str) -> str | None:
+    # A long text would only fill the memory of the cache.
+    return _cached_plain(text) if len(text) <= _MAX_ADDRESS_CHARS else None
+
+
+@lru_cache(maxsize=_RECENT_ADDRESSES)
+def _cached_plain(text: str) -> str | None:
     parsed = _parse(text)
     return None if parsed is None else str(parsed)
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
-    if len(text) > _MAX_ADDRESS_CHARS:
-        return None
+    return _cached_parse(text) if len(text) <= _MAX_ADDRESS_CHARS else None
+
+
+@lru_cache(maxsize=_RECENT_ADDRESSES)
+def _cached_parse(text: str) -> IPv4Address | IPv6Address | None:
     try:
         address = ip_address(text)
     except ValueError:

@@ -20,7 +20,8 @@ MAX_CANDIDATE_CHARS = 1024
 
 # RFC 8839 section 5.1. What repeats is possessive, and starts with a space, which nothing in it can match: no
 # backtracking.
-_TOKEN = r"[!#$%&'*+.^_`{|}~0-9A-Za-z-]{1,64}"
+_TOKEN_CHAR = r"[!#$%&'*+.^_`{|}~0-9A-Za-z-]"
+_TOKEN = _TOKEN_CHAR + r"{1,64}"
 _ADDRESS = r"[0-9A-Za-z._:%-]{1,255}"
 _CANDIDATE = re.compile(
     r"(?:(?:a=)?candidate:)?"  # aiortc's own candidate_to_sdp leaves it to the caller
@@ -32,6 +33,13 @@ _CANDIDATE = re.compile(
     rf"(?: (?!raddr |rport ){_TOKEN}+ [!-~]*+)*+"  # pairs such as tcptype, generation, ufrag, network-cost
     r" ?(?:\r?\n)?"  # left by clients that cut it out of an SDP
 )
+# What browsers write, in a form that takes half the time: nothing is captured, what repeats is possessive, and a port
+# is within its bound by its digits. Whatever it matches, ``_CANDIDATE`` matches as well, with ports that are good.
+_PORT = r"(?:[1-5]?[0-9]{1,4}+|6[0-4][0-9]{3})"
+_usual_candidate = re.compile(
+    rf"candidate:[A-Za-z0-9+/]{{1,32}}+ [0-9]{{1,5}}+ {_TOKEN}+ [0-9]{{1,10}}+ {_ADDRESS}+ {_PORT} typ {_TOKEN}+"
+    rf"(?: raddr {_ADDRESS}+ rport {_PORT})?+(?: [a-qs-z]{_TOKEN_CHAR}{{0,63}}+ [!-~]++)*+"
+).fullmatch
 # Line ends to a parser that splits as Python does: aiortc's.
 _ODD_LINE_ENDS = ("\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
 _ASCII_ODD_LINE_ENDS = _ODD_LINE_ENDS[:5]
@@ -53,7 +61,8 @@ def check_sdp(sdp: str) -> str | None:
     # Microseconds each: most descriptions are too short for the one, and have too few of the other for a closer look.
     if len(sdp) > MAX_SDP_LINES and max(sdp.count("\n"), sdp.count("\r"), _odd_line_ends(sdp)) > MAX_SDP_LINES:
         return f"the SDP has over {MAX_SDP_LINES} lines"
-    if sdp.count("m=") > MAX_SDP_MEDIA and _media(sdp) > MAX_SDP_MEDIA:
+    # Splitting from the right takes half the time of counting, or of splitting from the left.
+    if len(sdp.rsplit("m=", MAX_SDP_MEDIA + 1)) > MAX_SDP_MEDIA + 1 and _media(sdp) > MAX_SDP_MEDIA:
         return f"the SDP has over {MAX_SDP_MEDIA} m= lines"
     return None
 
@@ -73,10 +82,10 @@ def check_candidate(candidate: str) -> str | None:
     Empty text is the end of candidates (RFC 8838 section 8.2). A leading ``a=``, or no ``candidate:`` at all, TCP
     candidates, ``.local`` names, zones (``%eth0``) and extensions are accepted.
     """
-    if not candidate:
-        return None
     if len(candidate) > MAX_CANDIDATE_CHARS:
         return f"the candidate has over {MAX_CANDIDATE_CHARS} characters"
+    if not candidate or _usual_candidate(candidate) is not None:
+        return None
     match = _CANDIDATE.fullmatch(candidate)
     if match is None:
         return "the candidate does not follow RFC 8839"

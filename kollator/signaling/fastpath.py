@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ITransport
@@ -32,6 +33,7 @@ from kollator.signaling.websocket import FRAMES, TextSocket
 
 log = Logger("kollator:signaling")
 
+_OPEN: int = WebSocketServerProtocol.STATE_OPEN
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==").fullmatch
 _PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}))?"
 _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])" + _PORT).fullmatch
@@ -121,6 +123,12 @@ class FastSignalingProtocol(SignalingProtocol):
             self.openHandshakeTimeoutCall = factory._batched_timer.call_later(timeout_s, self.onOpenHandshakeTimeout)
         factory.countConnections += 1
 
+    def _connectionLost(self, reason: Any) -> None:
+        # Autobahn's would write the traceback of every end for its log, which nobody reads.
+        WebSocketProtocol._connectionLost(self, reason)
+        factory: Any = self.factory
+        factory.countConnections -= 1
+
     def succeedHandshake(self, res: Any) -> None:
         """What was kept of the request is not kept any longer."""
         super().succeedHandshake(res)
@@ -132,7 +140,7 @@ class FastSignalingProtocol(SignalingProtocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Takes whole text messages, pings and pongs; the rest goes to Autobahn's parser."""
-        if self.parsing or self.state != self.STATE_OPEN:
+        if self.parsing or self.state != _OPEN:
             self._parse(data)
             return
         kept = self.data
@@ -170,9 +178,10 @@ class FastSignalingProtocol(SignalingProtocol):
                 self.onPong(payload)
             else:
                 self.onPing(payload)
-            if self.state != self.STATE_OPEN or self.parsing:
+            if self.state != _OPEN or self.parsing:
                 break
-        self._rest(data[at:] if at else data, fresh=not kept or at > 0)
+        if at < end or kept:
+            self._rest(data[at:] if at else data, fresh=not kept or at > 0)
 
     def _rest(self, data: bytes, fresh: bool) -> None:
         """What is no whole frame, or none for the fast path.
@@ -259,7 +268,7 @@ class FastSignalingProtocol(SignalingProtocol):
         """As any ``TextSocket``: the frame is built and written once."""
         if self.held_back >= 0:
             return super().send(payload)
-        if self.state != self.STATE_OPEN:
+        if self.state != _OPEN:
             return False
         frame = text_frame(payload)
         self.transport.write(frame)

@@ -11,7 +11,6 @@ from typing import Any
 
 from msgspec import UnsetType
 
-from kollator.guard.descriptions import check_candidate, check_sdp
 from kollator.guard.limits import AddressBackoff, Allowance
 from kollator.guard.tickets import TicketBook
 from kollator.signaling.abroad import REASONS, Abroad
@@ -23,21 +22,17 @@ from kollator.signaling.losses import FEW, SCAN, Losses, Search, concerned
 from kollator.signaling.messages import (
     MESSAGE_BYTES,
     Answer,
-    AnswerFrom,
     Assign,
     Assigned,
     Auth,
     Bye,
-    ByeFrom,
     Candidate,
-    CandidateFrom,
     Close,
     Connected,
     Draining,
     Hello,
     IceServer,
     Offer,
-    OfferFrom,
     Relayed,
     Status,
     WorkerLost,
@@ -45,6 +40,7 @@ from kollator.signaling.messages import (
 )
 from kollator.signaling.reception import BURST_S as BURST_S
 from kollator.signaling.reception import Reception
+from kollator.signaling.relayed import MALFORMED, PASSED_ON
 
 BAD_MESSAGES = 10
 """So many messages in a row that are none close the connection (4400)."""
@@ -52,6 +48,7 @@ TALKED = 8
 """The workers remembered of a client: those it spoke to last."""
 OVER_RATE = 200
 """So many more refusals than acceptances close a connection that keeps sending over its rate (4429)."""
+_ENDED = Stage.ENDED  # a member of an enumeration takes longer to look up than all else that is asked of a message
 
 Act = Callable[[Connection, Any, float], None]
 """Does what a message asks for. Raises ``Refused``."""
@@ -147,7 +144,8 @@ class Switchboard:
 
     def receive(self, connection: Connection, payload: bytes, now: float) -> None:
         """Takes one text message. Never raises for anything in ``payload``."""
-        if connection.stage is Stage.ENDED:
+        stage = connection.stage
+        if stage is _ENDED:
             return
         self._tally.messages_received += 1
         allowance = connection.allowance
@@ -158,10 +156,10 @@ class Switchboard:
         except Refused as refused:
             self._refuse(connection, refused, now)
             return
-        act = self._acts[connection.stage].get(type(message))
+        act = self._acts[stage].get(type(message))
         try:
             if act is None:
-                raise _out_of_place(connection.stage)
+                raise _out_of_place(stage)
             act(connection, message, now)
         except Refused as refused:
             self._refuse(connection, refused.about(message), now)
@@ -246,9 +244,9 @@ class Switchboard:
 
     def _relay_to_worker(self, client: Connection, message: Relayed, now: float) -> None:
         worker = message.to
-        if self._checks and (problem := _malformed(message)) is not None:
+        if self._checks and (problem := MALFORMED[type(message)](message)) is not None:
             raise self._malformed_for_worker(worker, problem)
-        payload = _passed_on(message, client.id)
+        payload = PASSED_ON[type(message)](message, client.id)
         target = self.workers.get(worker)
         outcome: Outcome
         if target is not None and self._here(worker):
@@ -286,9 +284,9 @@ class Switchboard:
 
     def _relay_to_client(self, worker: Connection, message: Relayed, now: float) -> None:
         client = message.to
-        if self._checks and (problem := _malformed(message)) is not None:
+        if self._checks and (problem := MALFORMED[type(message)](message)) is not None:
             raise self._malformed_for_client(client, problem)
-        payload = _passed_on(message, worker.id)
+        payload = PASSED_ON[type(message)](message, worker.id)
         outcome = self.deliver_to_client(client, payload, now)
         if outcome == "unknown":
             if client in self.workers or self._usable(client):
@@ -368,34 +366,11 @@ class Switchboard:
         return False
 
 
-def _malformed(message: Relayed) -> str | None:
-    """Why a message carries no session description, or no candidate, as it should be."""
-    problem = None
-    if isinstance(message, Candidate):
-        candidate = message.candidate
-        if candidate is not None and isinstance(candidate.candidate, str):
-            problem = check_candidate(candidate.candidate)
-    elif not isinstance(message, Bye):
-        problem = check_sdp(message.sdp)
-    return problem
-
-
 def _malformed_content(problem: str) -> Refused:
     # The message itself is one, so that it is not among the ten bad ones; the rate bounds who sends many of these.
     refused = Refused("bad-message", problem)
     refused.is_bad = False
     return refused
-
-
-def _passed_on(message: Relayed, sender: str) -> bytes:
-    """The encoded message as its target gets it: ``from`` is what the front authenticated."""
-    if isinstance(message, Candidate):
-        return encode(CandidateFrom(sender, message.candidate, message.session))
-    if isinstance(message, Offer):
-        return encode(OfferFrom(sender, message.sdp, message.session))
-    if isinstance(message, Answer):
-        return encode(AnswerFrom(sender, message.sdp, message.session))
-    return encode(ByeFrom(sender, message.session, message.reason))
 
 
 def _undelivered(outcome: Outcome) -> Refused:
