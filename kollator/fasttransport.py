@@ -34,6 +34,7 @@ GATHERED_BYTES = 4096
 GATHERING = 64
 """Connections for which something is gathered at once: so a message waits for a millisecond or two at most."""
 
+_DONE = Failure(main.CONNECTION_DONE)
 _BUFFERS = ("dataBuffer", "offset", "_tempDataBuffer", "_tempDataLen", "producerPaused")
 """What Twisted keeps of a connection whose socket did not take everything."""
 
@@ -214,6 +215,29 @@ class FastServer(tcp.Server):
         """Ends it at once."""
         self.send_gathered()
         super().abortConnection()
+
+    def close_empty(self) -> bool:
+        """Closes the connection in the next turn of the reactor, unless something waits to be written: then False.
+
+        Twisted's ``loseConnection`` would first wait until the socket can be written to.
+        """
+        self.send_gathered()
+        if (
+            not self.connected
+            or self.disconnecting
+            or self._tempDataLen
+            or self.dataBuffer
+            or self.producer is not None
+            or self._writeDisconnected
+            or self._writeDisconnecting
+            or self._aborting
+            or self.TLS
+        ):
+            return False
+        self.disconnecting = True
+        self.stopReading()
+        self.reactor.callLater(0, self.connectionLost, _DONE)
+        return True
 
     def writeSequence(self, iovec: Any) -> None:
         """Sends it as one piece."""

@@ -41,7 +41,7 @@ class Recorder(Protocol):
         self.lost.callback(type(reason.value).__name__)
 
 
-class TransportTests(TestCase):
+class TransportTestCase(TestCase):
     """A connection whose other end is a plain socket."""
 
     timeout = 60
@@ -66,6 +66,10 @@ class TransportTests(TestCase):
         """Hangs up."""
         self.peer.close()
         return self.protocol.lost
+
+
+class TransportTests(TransportTestCase):
+    """What a transport does."""
 
     def test_addresses(self) -> Deferred[Any]:
         """Without it limits, logs and the audit would have the wrong address, or none."""

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.process import lean_iteration
+from kollator.process import ENDINGS, EVENTS, lean_iteration
 
 LIMIT_S = 120
 
@@ -100,8 +100,52 @@ print(sorted(said))
 class Selectable:
     """Something that is read; ``doRead`` does what it was made with."""
 
-    def __init__(self, read: Callable[[], Any]) -> None:
+    def __init__(self, read: Callable[[], Any], descriptor: int = 0) -> None:
         self.doRead = read
+        self.descriptor = descriptor
+
+    def fileno(self) -> int:
+        """-1 when it is closed."""
+        return self.descriptor
+
+
+class Reactor:
+    """What is asked of an epoll reactor. ``asked`` notes it, ``timeouts`` how long each look at epoll may take."""
+
+    def __init__(self, selectables: dict[int, Any]) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self.timeouts: list[float] = []
+        self.events: list[tuple[int, int]] = []
+        self._poller = self
+        self._selectables = selectables
+        self._disconnectSelectable: Any = self._disconnect
+
+    def poll(self, timeout: float, count: int) -> list[tuple[int, int]]:
+        """The next events."""
+        self.timeouts.append(timeout)
+        events, self.events = self.events[:count], self.events[count:]
+        return events
+
+    def _doReadOrWrite(self, selectable: Any, descriptor: int, event: int) -> None:
+        self.asked.append((descriptor, event))
+        if event & select.EPOLLHUP:
+            self._disconnectSelectable(selectable, ConnectionLost(), False)
+
+    def _disconnect(self, selectable: Any, why: Any, read: bool) -> None:
+        self.removeReader(selectable)
+        self.asked.append((type(why).__name__, read))
+        if selectable.descriptor:
+            self.asked.append((selectable.descriptor,))
+            selectable.descriptor = -1
+
+    def removeReader(self, selectable: Any) -> None:
+        """Its events come no more."""
+        for descriptor, found in list(self._selectables.items()):
+            if found is selectable:
+                del self._selectables[descriptor]
+
+    def removeWriter(self, selectable: Any) -> None:
+        """Nor these."""
 
 
 class EventTests(SynchronousTestCase):
@@ -109,20 +153,10 @@ class EventTests(SynchronousTestCase):
 
     def look(self, selectables: dict[int, Any], events: list[tuple[int, int]]) -> list[tuple[object, ...]]:
         """Hands on ``events``; returns what the reactor was asked for."""
-        asked: list[tuple[object, ...]] = []
-
-        class Reactor:
-            class _poller:  # noqa: N801
-                poll = staticmethod(lambda timeout, count: events)
-
-            _selectables = selectables
-            _doReadOrWrite = staticmethod(lambda selectable, fd, event: asked.append((fd, event)))
-            _disconnectSelectable = staticmethod(
-                lambda selectable, why, read: asked.append((type(why).__name__, read))
-            )
-
-        lean_iteration(Reactor())(None)
-        return asked
+        reactor = Reactor(selectables)
+        reactor.events = events
+        lean_iteration(reactor)(None)
+        return reactor.asked
 
     def test_closed_by_an_earlier_event(self) -> None:
         """Without it an event of a connection that was just closed would raise, and those behind it be lost."""
@@ -136,7 +170,7 @@ class EventTests(SynchronousTestCase):
     def test_other_events(self) -> None:
         """Without it writing, and ends without anything to read, would be taken for something to read."""
         selectables = {1: Selectable(lambda: self.fail("nothing to read"))}
-        for event in (select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT, select.EPOLLHUP, select.EPOLLERR):
+        for event in (select.EPOLLOUT, select.EPOLLIN | select.EPOLLOUT, select.EPOLLPRI, select.EPOLLERR):
             self.assertEqual(self.look(selectables, [(1, event)]), [(1, event)])
 
     def test_mistakes(self) -> None:
@@ -148,6 +182,99 @@ class EventTests(SynchronousTestCase):
         asked = self.look(selectables, [(1, select.EPOLLIN), (2, select.EPOLLIN)])
         self.assertEqual(asked, [("ZeroDivisionError", False)])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class EndingTests(SynchronousTestCase):
+    """Many connections end in one moment."""
+
+    def setUp(self) -> None:
+        """A thousand of them, and one that has something to say all the time."""
+        self.heard = 0
+        self.selectables: dict[int, Any] = {
+            number: Selectable(ConnectionDone, number) for number in range(1, 1001)
+        }
+        self.selectables[2000] = Selectable(self.hear)
+        self.reactor = Reactor(self.selectables)
+        self.iterate = lean_iteration(self.reactor)
+
+    def hear(self) -> None:
+        """It has said something."""
+        self.heard += 1
+
+    def turn(self, timeout: float | None = 5.0) -> list[int]:
+        """One turn; returns who was told of the end."""
+        self.reactor.asked.clear()
+        self.iterate(timeout)
+        return [asked[0] for asked in self.reactor.asked if len(asked) == 1 and isinstance(asked[0], int)]
+
+    def test_some_a_turn(self) -> None:
+        """When a network breaks all others would wait until a thousand connections are cleared away."""
+        self.reactor.events = [(number, select.EPOLLIN) for number in range(1, 1001)]
+        told = [self.turn()]
+        self.assertEqual(len(self.selectables), 1 + 1000 - EVENTS)  # nobody listens to them any more
+        self.reactor.events.append((2000, select.EPOLLIN))
+        told.append(self.turn())
+        self.assertEqual(self.heard, 1)
+        while sum(map(len, told)) < 1000:
+            told.append(self.turn())
+        self.assertEqual([number for some in told for number in some], list(range(1, 1001)))
+        self.assertEqual({len(some) for some in told[:-1]}, {ENDINGS})
+        self.assertEqual(self.reactor.timeouts, [5.0] + [0.0] * (len(told) - 2) + [5.0])
+        self.assertEqual((self.turn(None), self.reactor.timeouts[-1]), ([], -1.0))
+
+    def test_found_in_any_way(self) -> None:
+        """Connections that were reset end by another event than those that were closed."""
+        kinds = (select.EPOLLIN, select.EPOLLHUP)
+        self.reactor.events = [(number, kinds[number % 2]) for number in range(1, 201)]
+        told = self.turn()
+        self.assertEqual(len(told), ENDINGS)
+        while len(told) < 200:
+            some = self.turn()
+            self.assertEqual(len(some), min(ENDINGS, 200 - len(told)))
+            told += some
+        self.assertEqual(told, list(range(1, 201)))
+
+    def test_closed_meanwhile(self) -> None:
+        """One that a time-out has closed before its turn came would be closed twice."""
+        self.reactor.events = [(number, select.EPOLLIN) for number in range(1, 101)]
+        waiting = [self.selectables[number] for number in range(40, 60)]
+        told = self.turn()
+        for selectable in waiting:
+            selectable.descriptor = -1
+        while some := self.turn():
+            told += some
+        self.assertEqual(told, [*range(1, 40), *range(60, 101)])
+
+    def test_told_once(self) -> None:
+        """One that is listened to again while it waits, for its buffer has room, is found to have ended again."""
+        self.reactor.events = [(number, select.EPOLLIN) for number in range(1, 101)]
+        again = self.selectables[90]
+        told = self.turn()
+        self.selectables[90] = again
+        self.reactor.events = [(90, select.EPOLLIN)]
+        while some := self.turn():
+            told += some
+        self.assertEqual(told, list(range(1, 101)))
+
+    def test_mistake(self) -> None:
+        """A mistake in one that has waited would end the loop for all, or keep the others waiting."""
+        self.reactor.events = [(number, select.EPOLLIN) for number in range(1, 101)]
+        broken = self.selectables[50]
+        broken.fileno = lambda: 1 // 0
+        told = self.turn()
+        while some := self.turn():
+            told += some
+        self.assertEqual((len(told), 50 in told), (99, False))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_come_and_go(self) -> None:
+        """Where connections come and go in great number, more would end with each turn than are told, and pile up."""
+        told = 0
+        for number in range(1, 1001, 100):
+            said = [(2000, select.EPOLLIN)] * 100
+            self.reactor.events = [*said, *((ended, select.EPOLLIN) for ended in range(number, number + 100))]
+            told += len(self.turn())
+        self.assertGreaterEqual(told, 900)
 
 
 class DispatchTests(SynchronousTestCase):

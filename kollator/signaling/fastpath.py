@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
-from autobahn.websocket.protocol import WebSocketProtocol
 from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import ITransport
@@ -25,10 +24,11 @@ from twisted.logger import Logger
 from kollator.guard.limits import Allowance
 from kollator.guard.places import Place
 from kollator.signaling.connection import Stage
-from kollator.signaling.frames import MASKED, PING, PONG, TEXT, TWO_BYTES, accept_key, text_frame, unmask
+from kollator.signaling.fastclose import FastClosing, is_plain_close
+from kollator.signaling.frames import CLOSE, MASKED, PING, PONG, TEXT, TWO_BYTES, accept_key, text_frame, unmask
 from kollator.signaling.idle import DEFAULTS, HANDSHAKE, PARSER
 from kollator.signaling.messages import SUBPROTOCOL
-from kollator.signaling.protocol import SignalingFactory, SignalingProtocol
+from kollator.signaling.protocol import SignalingFactory
 from kollator.signaling.websocket import FRAMES, TextSocket
 
 log = Logger("kollator:signaling")
@@ -39,10 +39,11 @@ _PORT = r"(:([1-9]\d{0,3}|[1-5]\d{4}))?"
 _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])" + _PORT).fullmatch
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])" + _PORT).fullmatch
 _EXTENSIONS = re.compile(r"[a-z-]+(; ?[a-z_]+(=\d+)?)*").fullmatch
+_CONTROL = frozenset({PING, PONG, CLOSE})
 _UPGRADES = frozenset({"upgrade", "keep-alive, upgrade"})
 
 
-class FastSignalingProtocol(SignalingProtocol):
+class FastSignalingProtocol(FastClosing):
     """One connection. Made by a ``FastSignalingFactory``, whose own subclass has the factory and its options."""
 
     __slots__ = (
@@ -123,12 +124,6 @@ class FastSignalingProtocol(SignalingProtocol):
             self.openHandshakeTimeoutCall = factory._batched_timer.call_later(timeout_s, self.onOpenHandshakeTimeout)
         factory.countConnections += 1
 
-    def _connectionLost(self, reason: Any) -> None:
-        # Autobahn's would write the traceback of every end for its log, which nobody reads.
-        WebSocketProtocol._connectionLost(self, reason)
-        factory: Any = self.factory
-        factory.countConnections -= 1
-
     def succeedHandshake(self, res: Any) -> None:
         """What was kept of the request is not kept any longer."""
         super().succeedHandshake(res)
@@ -139,7 +134,7 @@ class FastSignalingProtocol(SignalingProtocol):
     # -- what comes in ------------------------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        """Takes whole text messages, pings and pongs; the rest goes to Autobahn's parser."""
+        """Takes whole text messages and control frames; the rest goes to Autobahn's parser."""
         if self.parsing or self.state != _OPEN:
             self._parse(data)
             return
@@ -160,13 +155,16 @@ class FastSignalingProtocol(SignalingProtocol):
                     size = data[at + 2] << 8 | data[at + 3]
                     if size < TWO_BYTES:
                         break
-            elif size == TWO_BYTES or (first != PONG and first != PING):
+            elif size == TWO_BYTES or first not in _CONTROL:
                 break
             stop = start + size
             if stop > end:
                 break
             payload = unmask(data[start:stop], data[start - 4 : start]) if size else b""
-            if first == TEXT and not payload.isascii() and not _is_utf8(payload):
+            if first == TEXT:
+                if not payload.isascii() and not _is_utf8(payload):
+                    break
+            elif first == CLOSE and not is_plain_close(payload):
                 break
             if self.allowance is not None and not self._pay(self.allowance):
                 break
@@ -176,8 +174,10 @@ class FastSignalingProtocol(SignalingProtocol):
                 self.received(payload)
             elif first == PONG:
                 self.onPong(payload)
-            else:
+            elif first == PING:
                 self.onPing(payload)
+            else:
+                self.closing(payload)
             if self.state != _OPEN or self.parsing:
                 break
         if at < end or kept:

@@ -14,6 +14,7 @@ TEXT = 0x81
 """The first byte of a text message in one frame."""
 PING = 0x89
 PONG = 0x8A
+CLOSE = 0x88
 MASKED = 0x80
 """The bit of the second byte that every frame of a client has."""
 TWO_BYTES = 126

@@ -18,6 +18,7 @@ from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper
 from twisted.python.failure import Failure
 
 from kollator.clock import Call, Clock
+from kollator.deadlines import Deadlines
 from kollator.guard.places import Place, Places
 from kollator.web.refusal import LastWord, Refusal, hand_over
 
@@ -91,22 +92,22 @@ class Door(Protocol):
         self._place: Place | None = None
         self._nameless = False
         """A proxy has yet to tell the address of the peer."""
-        self._first_peer = ""
+        self._peer = ""
 
     def connectionMade(self) -> None:
         """Starts the clock of the first header; before the door is open, there is nothing to wait for."""
         if self.factory.site is None:
             self.transport.abortConnection()
             return
-        self._first_peer = peer_host(self.transport)
+        self._peer = peer_host(self.transport)
         self._nameless = address_to_come(self.transport)
-        self._place = self.factory.places.take(None if self._nameless else self._first_peer)
+        self._place = self.factory.places.take(None if self._nameless else self._peer)
         if self._place is None:
             self.transport.abortConnection()
         elif self._nameless:
             self._timer = self.factory.clock.callLater(self._look_after_s, self._look)
         else:
-            self._timer = self.factory.clock.callLater(self.factory.header_timeout_s, self._too_slow)
+            self.factory.waiting.start(self, self.factory.header_timeout_s)
 
     def dataReceived(self, data: bytes) -> None:
         """Collects until the kind is clear."""
@@ -130,7 +131,7 @@ class Door(Protocol):
         elif not is_upgrade(fields):
             self._become(self.factory.site)
         else:
-            refusal = self.factory.admission(peer_host(self.transport), fields)
+            refusal = self.factory.admission(self._peer, fields)
             if refusal is not None:
                 self._say(refusal)
             else:
@@ -148,14 +149,15 @@ class Door(Protocol):
 
     def _look(self) -> None:
         left_s = self.factory.header_timeout_s - self._look_after_s
-        self._timer = self.factory.clock.callLater(left_s, self._too_slow)
-        if peer_host(self.transport) != self._first_peer:
+        self._timer = self.factory.clock.callLater(left_s, self.too_slow)
+        if peer_host(self.transport) != self._peer:
             self._named()
 
     def _named(self) -> bool:
         """The address is known. False: it has no place left."""
         self._nameless = False
-        if self._place is None or self._place.named(peer_host(self.transport)):
+        self._peer = peer_host(self.transport)
+        if self._place is None or self._place.named(self._peer):
             return True
         self._place = None
         self._stop_timer()
@@ -198,7 +200,8 @@ class Door(Protocol):
         hand_over(self.transport, self, protocol)
         protocol.makeConnection(self.transport)
 
-    def _too_slow(self) -> None:
+    def too_slow(self) -> None:
+        """The first header did not come in time."""
         self._timer = None
         if self._head:
             self._refuse(Refusal(408, "too-slow", "the request's header did not come in time"))
@@ -206,6 +209,7 @@ class Door(Protocol):
             self.transport.abortConnection()
 
     def _stop_timer(self) -> None:
+        self.factory.waiting.stop(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -238,6 +242,8 @@ class DoorFactory(Factory):
         self.refused = refused
         self.site: Any = None
         self.upgrades: dict[bytes, Any] = {}
+        self.waiting: Deadlines[Door] = Deadlines(clock, lambda door: door.too_slow())
+        """The connections whose first header has not come."""
         self.admission: Admission = lambda peer, fields: None
         self.places = Places(NO_LIMIT, NO_LIMIT)
 
@@ -256,6 +262,7 @@ class DoorFactory(Factory):
 
     def stopFactory(self) -> None:
         """Stops what is behind the doors, after the last endpoint was closed."""
+        self.waiting.close()
         if self.site is not None:
             self.site.doStop()
         for factory in self.upgrades.values():

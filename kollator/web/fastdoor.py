@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from kollator.web.door import Door, DoorFactory, is_upgrade, parse_head, pass_on, peer_host
+from kollator.web.door import Door, DoorFactory, is_upgrade, parse_head, pass_on
 from kollator.web.refusal import hand_over
 
 _PLAIN = re.compile(rb"GET (/[a-z-]+) HTTP/1\.1(?:\r\n[A-Za-z0-9_-]+:[ -~]*)+").fullmatch
@@ -35,7 +35,7 @@ class FastDoor(Door):
         fields = parse_head(data[:end])
         if fields is None or not is_upgrade(fields):
             return False
-        peer, transport = peer_host(self.transport), self.transport
+        peer, transport = self._peer, self.transport
         protocol = begin(peer, fields, transport)
         if protocol is None:
             return False
