@@ -12,6 +12,7 @@ from twisted.web.http import Request
 
 import kollator
 from kollator.gate import Gate
+from kollator.guard.addresses import limit_key
 from kollator.guard.tickets import TicketBook, client_id
 from kollator.guard.turn import IceServers
 from kollator.observe.metrics import Metrics, add
@@ -33,7 +34,14 @@ from kollator.web.answers import (
     WorkerEntry,
     Workers,
 )
-from kollator.web.resources import Caller, fields_of
+from kollator.web.resources import Caller
+
+_FIELDS = {
+    name.title().encode("ascii"): name
+    for name in ("host", "x-forwarded-for", "forwarded", "x-forwarded-proto", "x-forwarded-host")
+}
+"""What of a request's header tells who sent it: from twisted.web's spelling to that of the gate."""
+_TOLD_BY_PROXIES = tuple(name for name in _FIELDS if name != b"Host")
 
 
 class Standing(NamedTuple):
@@ -102,9 +110,20 @@ class FrontViews:
 
     def caller(self, request: Request) -> Caller:
         """Who sent an HTTP request."""
-        peer = getattr(request.getClientAddress(), "host", None) or ""
         scheme = "https" if request.isSecure() else "http"
-        return self._gate.caller(peer, fields_of(request), scheme, self._own_host(request.getHost()))
+        fields: dict[str, str] = {}
+        for name, values in request.requestHeaders.getAllRawHeaders():
+            field = _FIELDS.get(name)
+            if field is not None:
+                fields[field] = b", ".join(values).decode("latin-1")
+        return self._gate.caller(_peer(request), fields, scheme, self._own_host(request.getHost()))
+
+    def is_own(self, request: Request) -> bool:
+        """Whether the connection is the caller's own, and no proxy's that has others' requests on it too."""
+        headers = request.requestHeaders
+        if not any(map(headers.hasHeader, _TOLD_BY_PROXIES)):
+            return True
+        return limit_key(_peer(request)) == limit_key(self.caller(request).address)
 
     def _own_host(self, own: Any) -> str:
         """The address that the client's connection came to, for who names no host."""
@@ -253,6 +272,10 @@ class FrontViews:
     def schema(self) -> dict[str, Any]:
         """``GET /schema.json``."""
         return _schema()
+
+
+def _peer(request: Request) -> str:
+    return getattr(request.getClientAddress(), "host", None) or ""
 
 
 _schema = cache(schema)

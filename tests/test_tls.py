@@ -89,7 +89,9 @@ class TlsTests(FrontTestCase):
     def test_request_and_url(self) -> None:
         """A page that came by https is sent to wss."""
         self.front.worker()
-        answers = read_answers(Tunnel(self).send(request("POST", "/bootstrap") + request("GET", "/health/live")))
+        tunnel = Tunnel(self)
+        told = tunnel.send(request("POST", "/bootstrap") + request("GET", "/health/live"))
+        answers = read_answers(told + tunnel.receive())
         self.assertEqual([answer.status for answer in answers], [200, 200])
         self.assertEqual(answers[0].json()["signaling"], "wss://front.example:8080/signaling")
 

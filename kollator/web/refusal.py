@@ -72,6 +72,12 @@ def too_large() -> Refusal:
     return Refusal(413, "too-large", f"a request body has {BODY_BYTES} bytes at most")
 
 
+def upgrade_required() -> Refusal:
+    """What a path that only speaks WebSocket says to anything else (RFC 9110 section 15.5.22)."""
+    headers = {b"upgrade": b"websocket", b"connection": b"upgrade"}
+    return Refusal(426, "upgrade-required", "this path speaks WebSocket only", headers=headers)
+
+
 class LastWord(Protocol):
     """The protocol of a connection that is refused: says so, and drops what still comes, within bounds.
 

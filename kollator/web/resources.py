@@ -21,7 +21,7 @@ from kollator.guard.limits import retry_after_s
 from kollator.signaling.messages import Region
 from kollator.web.answers import Bootstrap, BootstrapRequest, Explanation, Health
 from kollator.web.pages import Asset
-from kollator.web.refusal import JSON, Refusal, phrase
+from kollator.web.refusal import JSON, Refusal, phrase, upgrade_required
 
 log = Logger("kollator:web")
 
@@ -32,6 +32,7 @@ DRAINING_RETRY_S = 1
 
 _encode = msgspec.json.encode
 _bootstrap_request = msgspec.json.Decoder(BootstrapRequest)
+_METHODS = {b"GET": "get", b"HEAD": "get", b"POST": "post", b"PUT": "put", b"DELETE": "delete"}
 _ETAG = re.compile(rb'"[^"]*"')
 
 Answer = tuple[bytes, bytes]
@@ -53,6 +54,9 @@ class Views(Protocol):
 
     def caller(self, request: Request) -> Caller:
         """Who sent this request."""
+
+    def is_own(self, request: Request) -> bool:
+        """Whether the connection is the caller's own, and no proxy's that has others' requests on it too."""
 
     def origin_permitted(self, origin: str, caller: Caller) -> bool:
         """Whether a page of ``origin`` may read the answer."""
@@ -93,12 +97,6 @@ def fields_of(request: Request) -> dict[str, str]:
     }
 
 
-def upgrade_required() -> Refusal:
-    """What a path that only speaks WebSocket says to anything else (RFC 9110 section 15.5.22)."""
-    headers = {b"upgrade": b"websocket", b"connection": b"upgrade"}
-    return Refusal(426, "upgrade-required", "this path speaks WebSocket only", headers=headers)
-
-
 class JsonResource(Resource):
     """A resource that answers in JSON, its errors too.
 
@@ -121,8 +119,6 @@ class JsonResource(Resource):
 
     def render(self, request: Request) -> int:
         """Answers with the method's result, or with the error in the contract's form."""
-        request.setHeader(b"server", b"kollator-front")
-        request.setHeader(b"x-content-type-options", b"nosniff")
         try:
             answer = self._answer(request)
         except Refusal as refusal:
@@ -155,18 +151,21 @@ class JsonResource(Resource):
         answer.addErrback(lambda failure: log.failure("an answer could not be sent", failure=failure))
 
     def _answer(self, request: Request) -> Answer | Deferred[Answer | None] | None:
-        methods = {b"GET": self.get, b"HEAD": self.get, b"POST": self.post, b"PUT": self.put, b"DELETE": self.delete}
-        allow = b", ".join(sorted([name for name, method in methods.items() if method is not None] + [b"OPTIONS"]))
         if request.method == b"OPTIONS":
-            request.setHeader(b"allow", allow)
+            request.setHeader(b"allow", self._allowed())
             request.setResponseCode(204)
             self.preflight(request)
             return b"", b""
-        method = methods.get(request.method)
+        method = getattr(self, _METHODS.get(request.method, ""), None)
         if method is None:
-            raise Refusal(405, "method-not-allowed", "this path does not have that method", headers={b"allow": allow})
+            headers = {b"allow": self._allowed()}
+            raise Refusal(405, "method-not-allowed", "this path does not have that method", headers=headers)
         found = method(request)
         return found.addCallback(self.encoded) if isinstance(found, Deferred) else self.encoded(found)
+
+    def _allowed(self) -> bytes:
+        has = [method for method, name in _METHODS.items() if getattr(self, name) is not None]
+        return b", ".join(sorted([*has, b"OPTIONS"]))
 
     def _failed(self, failure: Failure, request: Request) -> Answer:
         if isinstance(failure.value, Refusal):
@@ -175,6 +174,8 @@ class JsonResource(Resource):
         return self._refused(request, Refusal(500, "internal", "the front could not answer this"))
 
     def _refused(self, request: Request, refusal: Refusal) -> Answer:
+        if refusal.status == 429 and self.views.is_own(request):
+            request.channel.hold()  # type: ignore[attr-defined]
         request.setResponseCode(refusal.status, phrase(refusal.status))
         for name, value in refusal.headers.items():
             request.setHeader(name, value)
@@ -288,10 +289,11 @@ class BootstrapResource(JsonResource):
 
     def _share(self, request: Request, caller: Caller) -> bool:
         request.setHeader(b"vary", b"Origin")
-        origin = fields_of(request).get("origin")
-        if origin is None or not self.views.origin_permitted(origin, caller):
+        origins = request.requestHeaders.getRawHeaders(b"origin")
+        origin = b"" if origins is None else b", ".join(origins)
+        if origins is None or not self.views.origin_permitted(origin.decode("latin-1"), caller):
             return False
-        request.setHeader(b"access-control-allow-origin", origin.encode("latin-1"))
+        request.setHeader(b"access-control-allow-origin", origin)
         request.setHeader(b"access-control-expose-headers", b"Retry-After")
         return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -11,16 +11,17 @@ from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request
-from twisted.web.server import Request as ServerRequest
+from twisted.web.http import HTTPChannel, Request, datetimeToString
 from twisted.web.server import Site
 
 from kollator.clock import Clock
 from kollator.guard.places import Place
 from kollator.web.answers import BODY_BYTES
 from kollator.web.door import Admission, Farewell, is_upgrade, pass_on, peer_host
-from kollator.web.refusal import Refusal, hand_over, too_large
-from kollator.web.resources import fields_of, upgrade_required
+from kollator.web.refusal import Refusal, hand_over, too_large, upgrade_required
+from kollator.web.request import FrontRequest
+from kollator.web.resources import fields_of
+from kollator.web.turns import Turns
 
 log = Logger("kollator:web")
 
@@ -31,15 +32,18 @@ HEADER_S = 10.0
 BODY_S = 30.0
 """How long a request's body may take, from the end of its header."""
 
-_ABSOLUTE = re.compile(rb"https?://([^/?#]*)([^#]*)", re.IGNORECASE)
+_PREAMBLE = b"Server: kollator-front\r\nX-Content-Type-Options: nosniff\r\nDate: %s\r\n"
 
 
 class FrontChannel(HTTPChannel):
     """One HTTP connection, with what ``HTTPChannel`` leaves open.
 
     Its time-outs run from the beginning of what they bound, where a byte now and then would put off twisted.web's.
-    Requests that were sent ahead wait until the answers before them are on their way. Whoever sends too much, or
-    no HTTP, is told so in the contract's form.
+    Requests that were sent ahead wait until the answers before them are on their way, and then for their turn (see
+    ``turns``). Whoever sends too much, or no HTTP, is told so in the contract's form.
+
+    Most requests come in one piece and are answered at once. For them no timer is made and nothing is written twice:
+    the timer of the idle connection runs on, and is put off; the head of an answer goes out with its body.
     """
 
     factory: FrontSite
@@ -47,16 +51,30 @@ class FrontChannel(HTTPChannel):
     place: Place | None = None
     """The door's, to be given back at the end."""
     _begun = False  # a request has begun to come
+    _in_body = False  # and its header is complete
     _closing = False
+    _is_new = True  # nothing was answered yet
+    _waiting = False  # for its turn, or held
+    _hold = False  # to be held when the present answer is complete
+    _secure: bool | None = None
+    _peer: Any = None
+    _host: Any = None
+    _head = b""  # of an answer, which goes out with its body
     _next: Any = None  # the protocol that has taken the connection over
 
     def dataReceived(self, data: bytes) -> None:
         """Part of a request, or of several."""
-        if data:
-            self._begin()
+        if self._busyReceiving:  # what came behind a body is put back
+            LineReceiver.dataReceived(self, data)
+            return
+        if not (self.requests or self._buffer or self._waiting or self.factory.turns.take()):
+            self._wait(self._queue_new if self._is_new else self.factory.turns.queue)
+        self._read(data)
+
+    def _read(self, data: bytes) -> None:
         LineReceiver.dataReceived(self, data)  # HTTPChannel's own would put the time-out off
-        if self._buffer or self.requests:  # the beginning of the next request came with the last
-            self._begin()
+        if self.requests or self._buffer:
+            self._expect()
 
     def headerReceived(self, line: bytes) -> bool:
         """One field of a header."""
@@ -71,14 +89,15 @@ class FrontChannel(HTTPChannel):
         if (self.length or 0) > BODY_BYTES:
             self.refuse(too_large())
             return
-        if self.length != 0:
-            self.setTimeout(BODY_S)
         super().allHeadersReceived()
 
     def allContentReceived(self) -> None:
         """A request is complete."""
         if self._next is None:
+            self.timeOut = None  # or HTTPChannel would cancel the timer, and make another after the answer
             super().allContentReceived()
+            if self.requests and self._next is None:
+                self.setTimeout(None)  # an answer may take its time
 
     def rawDataReceived(self, data: bytes) -> None:
         """Part of a body, or what comes after a request that is being answered."""
@@ -96,10 +115,80 @@ class FrontChannel(HTTPChannel):
 
     def requestDone(self, request: Request) -> None:
         """An answer is complete; the next request may begin."""
-        self._begun = False
+        self._begun = self._in_body = self._is_new = False
+        if self._head:
+            self.write(b"")
+        if self._hold and self.persistent:
+            self._wait(self.factory.turns.hold)
         super().requestDone(request)
         if self.persistent:
             self._await()
+            if self._buffer and not self._waiting and self._next is None:
+                self._wait(self.factory.turns.queue)
+
+    def hold(self) -> None:
+        """After the present answer no request is taken from this connection for a while."""
+        self._hold = True
+
+    def _queue_new(self, channel: FrontChannel) -> None:
+        self.factory.turns.queue(channel, new=True)
+
+    def _wait(self, how: Callable[[FrontChannel], None]) -> None:
+        self._hold = False
+        self.paused = self._waiting = True
+        how(self)
+
+    def go_on(self) -> None:
+        """Its turn has come."""
+        self._waiting = False
+        if not self._waitingForTransport:
+            self.transport.resumeProducing()
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self.paused = self._waiting
+        self._await()
+        try:
+            self._read(b"")
+        except Exception:  # as the reactor does it
+            log.failure("a request could not be read")
+            self.transport.abortConnection()
+
+    def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Any) -> None:
+        """The head of an answer: what all answers have, and its own."""
+        lines = [b"%s %s %s\r\n%s" % (version, code, reason, self.factory.preamble())]
+        for name, values in headers.getAllRawHeaders():
+            for value in values:
+                lines.append(b"%s: %s\r\n" % (name, value))
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)
+
+    def write(self, data: bytes) -> None:
+        """Part of an answer."""
+        head, self._head = self._head, b""
+        self.transport.write(head + data if head else data)
+
+    def writeSequence(self, iovec: Any) -> None:
+        """Parts of an answer."""
+        self.write(b"".join(iovec))
+
+    def isSecure(self) -> bool:
+        """Whether the connection speaks TLS, which does not change, nor does what follows."""
+        if self._secure is None:
+            self._secure = super().isSecure()
+        return self._secure
+
+    def getPeer(self) -> Any:
+        """The address of the peer."""
+        if self._peer is None:
+            self._peer = super().getPeer()
+        return self._peer
+
+    def getHost(self) -> Any:
+        """The address that the peer connected to."""
+        if self._host is None:
+            self._host = super().getHost()
+        return self._host
 
     def pauseProducing(self) -> None:
         """So much of the answers waits to be written that no more of the requests is read."""
@@ -111,9 +200,7 @@ class FrontChannel(HTTPChannel):
     def resumeProducing(self) -> None:
         """All of it went out."""
         super().resumeProducing()
-        self.paused = False
-        self._await()
-        LineReceiver.dataReceived(self, b"")
+        self._read_on()
 
     def loseConnection(self) -> None:
         """Closes the connection once the last answer went out, and in any case after a while."""
@@ -134,6 +221,8 @@ class FrontChannel(HTTPChannel):
         """The connection is over."""
         if self.place is not None:
             self.place.leave()
+        if self._waiting:
+            self.factory.turns.forget(self)
         super().connectionLost(reason)
 
     def refuse(self, refusal: Refusal) -> None:
@@ -175,44 +264,26 @@ class FrontChannel(HTTPChannel):
         self._networkProducer.unregisterProducer()
         hand_over(self.transport, self, protocol)
 
-    def _begin(self) -> None:
-        if not self._begun:
+    def _expect(self) -> None:
+        """Part of a request is here; the clock of the rest runs from the first byte, that of a body from its header."""
+        if self._handlingRequest:
+            return
+        if self._waiting:
+            if len(self._buffer) > self._optimisticEagerReadSize:
+                self.transport.pauseProducing()
+        elif self.requests and not self.line_mode and not self._in_body:
+            self._begun = self._in_body = True
+            self._await()
+        elif not self._begun:
             self._begun = True
             self._await()
 
     def _await(self) -> None:
         if self._next is None and not self._closing and not self._handlingRequest:  # an answer may take its time
-            self.setTimeout(self.factory.header_timeout_s if self._begun and not self.paused else IDLE_S)
-
-
-class FrontRequest(ServerRequest):
-    """One request: its body bounded, its target in any form that a client may use."""
-
-    defaultContentType = None  # noqa: N815 (Twisted's name)
-    channel: Any
-    content: Any
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Part of the body; one that grows too large is not waited for."""
-        if self.content.tell() + len(data) > BODY_BYTES:
-            self.channel.refuse(too_large())
-        else:
-            self.content.write(data)
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Brings the target into origin form (RFC 9112 section 3.2), then answers."""
-        absolute = _ABSOLUTE.fullmatch(path)
-        if absolute is not None:
-            authority, path = absolute.groups()
-            path = path if path.startswith(b"/") else b"/" + path
-            self.requestHeaders.setRawHeaders(b"host", [authority])
-        elif path == b"*" and command == b"OPTIONS":
-            path = b"/"  # about the server as a whole, of which this is as good as any
-        elif not path.startswith(b"/"):
-            self.channel.refuse(Refusal(400, "bad-request", "the request's target is not a path"))
-            return
-        self.requestHeaders.removeHeader(b"content-type")  # twisted.web would look for forms in what is called one
-        super().requestReceived(command, path, version)
+            if self._begun and not self.paused:
+                self.setTimeout(BODY_S if self._in_body else self.factory.header_timeout_s)
+            else:
+                self.setTimeout(IDLE_S)
 
 
 class FrontSite(Site):
@@ -239,6 +310,9 @@ class FrontSite(Site):
         self.header_timeout_s = header_timeout_s
         self.responded = responded
         self.debug = debug
+        self.turns = Turns(clock)
+        self._preamble = b""
+        self._preamble_s = -1
 
     def startFactory(self) -> None:
         """There is no access log to open."""
@@ -249,6 +323,14 @@ class FrontSite(Site):
     def getContentFile(self, length: int | None) -> BytesIO:
         """Where a request's body goes."""
         return BytesIO()
+
+    def preamble(self) -> bytes:
+        """The lines that all answers have, made once a second."""
+        now_s = int(time.time())
+        if now_s != self._preamble_s:
+            self._preamble_s = now_s
+            self._preamble = _PREAMBLE % datetimeToString(now_s)
+        return self._preamble
 
     def log(self, request: Request) -> None:
         """One count and one debug event a request."""
