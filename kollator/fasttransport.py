@@ -42,14 +42,16 @@ _BUFFERS = ("dataBuffer", "offset", "_tempDataBuffer", "_tempDataLen", "producer
 class Turn:
     """What is written while the reactor hands on events: gathered for each connection, and sent when it has.
 
-    ``running`` is true meanwhile; nothing is gathered at any other time, when nobody would send it.
+    ``running`` is true meanwhile; nothing is gathered at any other time, when nobody would send it. ``closing`` are
+    connections to be closed then.
     """
 
-    __slots__ = ("running", "waiting")
+    __slots__ = ("closing", "running", "waiting")
 
     def __init__(self) -> None:
         self.running = False
         self.waiting: dict[FastServer, bytes] = {}
+        self.closing: list[FastServer] = []
 
     def send(self) -> None:
         """Sends all of it, in the order in which it began to wait."""
@@ -68,6 +70,14 @@ class Turn:
         if self.waiting:
             self.send()
         self.running = False
+        if not self.closing:
+            return
+        closing, self.closing = self.closing, []
+        for connection in closing:
+            try:
+                connection.connectionLost(_DONE)
+            except Exception:
+                log.failure("the end of {connection} could not be dealt with", connection=repr(connection))
 
 
 turn = Turn()
@@ -217,7 +227,7 @@ class FastServer(tcp.Server):
         super().abortConnection()
 
     def close_empty(self) -> bool:
-        """Closes the connection in the next turn of the reactor, unless something waits to be written: then False.
+        """Closes the connection at the end of this turn, unless something waits to be written: then False.
 
         Twisted's ``loseConnection`` would first wait until the socket can be written to.
         """
@@ -235,8 +245,11 @@ class FastServer(tcp.Server):
         ):
             return False
         self.disconnecting = True
-        self.stopReading()
-        self.reactor.callLater(0, self.connectionLost, _DONE)
+        if turn.running:
+            turn.closing.append(self)
+        else:
+            self.stopReading()
+            self.reactor.callLater(0, self.connectionLost, _DONE)
         return True
 
     def writeSequence(self, iovec: Any) -> None:
@@ -258,7 +271,7 @@ class FastServer(tcp.Server):
             return
         self.send_gathered()
         FileDescriptor.connectionLost(self, reason)
-        self._closeSocket(not reason.check(ConnectionAborted))
+        self._closeSocket(not isinstance(reason.value, ConnectionAborted))
         protocol: Any = self.protocol
         del self.protocol
         del self.socket

@@ -21,7 +21,7 @@ THRESHOLDS = (5_000, 10, 10)
 counts free nearly all that does not."""
 FILES_BESIDE = 256
 """Open files that are not connections of clients: the database, logs, links to peers, the reactor's own."""
-EVENTS = 512
+EVENTS = 128
 """Events that are taken from epoll at once: a bound on what is done between two looks at the clock."""
 ENDINGS = 32
 """Ends of connections that are told in one turn, or as many as there were other events: for a signaling connection that

@@ -7,8 +7,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.protocols.haproxy._wrapper import HAProxyWrappingFactory
+from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.signaling.fastpath import FastSignalingFactory
+from kollator.web.door import parse_head
+from kollator.web.fastdoor import is_plain, plain_fields
 from kollator.web.refusal import Refusal
 from tests.signaling_bench import (
     HANDSHAKE_TIMEOUT_S,
@@ -22,6 +25,21 @@ from tests.signaling_bench import (
 from tests.twins import REQUEST, Twin, TwinTests, handshake
 
 FEW = settings(max_examples=40, deadline=None, database=None, derandomize=True)
+
+
+class FieldTests(SynchronousTestCase):
+    """The header fields of a plain head."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(
+        st.sampled_from(["Host", "host", "ORIGIN", "X-Forwarded-For", "a_b-1"]),
+        st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12),
+    ), min_size=1, max_size=6))
+    def test_as_any_head(self, lines: list[tuple[str, str]]) -> None:
+        """Without it limits and origins would be judged by other values than on the usual way."""
+        head = "\r\n".join(["GET /signaling HTTP/1.1", *(f"{name}:{value}" for name, value in lines)]).encode()
+        self.assertIsNotNone(is_plain(head))
+        self.assertEqual(plain_fields(head), parse_head(head))
 
 
 class HandshakeTests(TwinTests):

@@ -144,6 +144,33 @@ class GatheringTests(SynchronousTestCase):
             turn.end()
             self.assertEqual(self.sent, [])
 
+    def test_closed_at_the_end_of_the_turn(self) -> None:
+        """Without it a closed connection would wait for a timer, or go before its last words."""
+        first, second, broken = self.make(1), self.make(2), self.make(3)
+        broken.protocol.connectionLost = lambda reason: 1 // 0
+        turn.running = True
+        for connection in (broken, first, second):
+            connection.write(b"last")
+            self.assertTrue(connection.close_empty())
+            self.assertFalse(connection.close_empty(), "it closes already")
+        self.assertTrue(first.connected and second.connected)
+        second.abortConnection()
+        turn.end()
+        self.assertEqual(self.sent, [(3, b"last"), (1, b"last"), (2, b"last")])
+        self.assertEqual([one.connected or one.fileno() for one in (first, second, broken)], [-1, -1, -1])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(turn.closing, [])
+        turn.end()
+
+    def test_closed_at_any_other_time(self) -> None:
+        """Without it a connection would be lost while its protocol is at work."""
+        connection = self.make()
+        self.assertTrue(connection.close_empty())
+        self.assertTrue(connection.connected)
+        ((call, arguments),) = self.reactor.calls
+        call(*arguments)
+        self.assertFalse(connection.connected)
+
     def test_after_the_end(self) -> None:
         """Without it what is written to a connection that is gone would stay there, or raise."""
         turn.running = True

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from socket import AF_INET, inet_ntop, inet_pton
 from typing import NamedTuple
 
 from kollator.guard.hosts import host_port
@@ -114,6 +115,8 @@ def client_address(
     ``X-Forwarded-For`` and ``Forwarded`` line in the order received. A hop that is malformed, hidden or
     ``unknown`` ends the walk, and so do ``MAX_HOPS``: the last good hop is the answer, at worst the peer.
     """
+    if not trusted.contains(peer):
+        return _plain(peer) or peer
     return _client_hop(peer, forwarded_for, forwarded, trusted).address
 
 
@@ -262,12 +265,24 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
 @lru_cache(maxsize=_RECENT_ADDRESSES)
 def _cached_parse(text: str) -> IPv4Address | IPv6Address | None:
     try:
+        return _plain_ipv4(text)
+    except (OSError, ValueError):
+        pass
+    try:
         address = ip_address(text)
     except ValueError:
         return None
     if isinstance(address, IPv6Address):
         return address.ipv4_mapped or IPv6Address(int(address))
     return address
+
+
+def _plain_ipv4(text: str) -> IPv4Address:
+    """Most addresses, in a tenth of the time of ``ip_address``. Raises ``OSError`` or ``ValueError`` for others."""
+    packed = inet_pton(AF_INET, text)
+    if inet_ntop(AF_INET, packed) != text:  # some systems take leading zeros
+        raise ValueError(text)
+    return IPv4Address(packed)
 
 
 def _network(piece: str) -> Network:

@@ -10,7 +10,7 @@ left it is aborted without a word: an answer, and the wait for the peer to read 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -38,13 +38,20 @@ def parse_head(head: bytes) -> dict[str, str] | None:
 
     Fields that come several times are joined by commas (RFC 9110 section 5.3). None when a line is no field.
     """
-    fields: dict[str, str] = {}
+    found = []
     for line in head.decode("latin-1").split("\r\n")[1:]:
         name, colon, value = line.partition(":")
         if not colon or not name or name != name.strip():
             return None
-        name = name.lower()
-        value = value.strip()
+        found.append((name, value))
+    return join_fields(found)
+
+
+def join_fields(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Names and values as they came to one value for each name, in lower case."""
+    fields: dict[str, str] = {}
+    for name, value in found:
+        name, value = name.lower(), value.strip()
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return fields
 
