@@ -23,8 +23,6 @@ from kollator.cluster.service import Cluster
 from kollator.demo import DemoWorker
 from kollator.doors import open_doors
 from kollator.drain import Drain, reconnect_in_ms
-from kollator.endpoints import ListenEndpoint, client_files, listen_endpoint
-from kollator.fasttransport import quicken
 from kollator.gate import Gate
 from kollator.gauges import front_gauges
 from kollator.guard.addresses import NetworkSet
@@ -33,7 +31,9 @@ from kollator.guard.keys import weakness
 from kollator.guard.tickets import TicketBook
 from kollator.guard.turn import IceServers
 from kollator.health import WorkerHealth
-from kollator.listening import Listeners
+from kollator.net.endpoints import ListenEndpoint, client_files, listen_endpoint
+from kollator.net.fasttransport import quicken
+from kollator.net.listening import Listeners
 from kollator.observe import logs
 from kollator.observe.auditlog import AuditError, AuditLog
 from kollator.observe.loops import Loop

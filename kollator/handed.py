@@ -17,8 +17,8 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from kollator.children import Lines
-from kollator.endpoints import ListenEndpoint, listen_endpoint
-from kollator.proxyheader import ProxyHeaderEndpoint
+from kollator.net.endpoints import ListenEndpoint, listen_endpoint
+from kollator.net.proxyheader import ProxyHeaderEndpoint
 
 log = Logger("kollator:processes")
 

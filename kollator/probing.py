@@ -27,7 +27,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-from kollator.lookups import ReactorWithLookups, SharedLookups
+from kollator.net.lookups import ReactorWithLookups, SharedLookups
 from kollator.observe.loops import Loop
 from kollator.pool.probes import Probe, ProbeBook
 from kollator.pool.workersfile import HealthTarget

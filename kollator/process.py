@@ -12,7 +12,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python import log as legacy_log
 
-from kollator.fasttransport import turn
+from kollator.net.fasttransport import turn
 
 log = Logger("kollator:front")
 

@@ -35,10 +35,10 @@ from kollator.demo import TWISTD, DemoWorker
 from kollator.drain import StopSignals
 from kollator.guard.keys import KeyFileError, read_key_file
 from kollator.handed import FIRST_SOCKET, SOCKETS
+from kollator.net.sockets import Shared, check_shareable, reserved_ports
 from kollator.observe import logs
 from kollator.reloading import Reloads
 from kollator.settings import TABLE, SettingError, Settings
-from kollator.sockets import Shared, check_shareable, reserved_ports
 from kollator.starting import StartError
 from kollator.state.store import Store
 

@@ -11,8 +11,8 @@ from twisted.application.service import MultiService
 
 from kollator.assembly import Front
 from kollator.drain import StopSignals
-from kollator.endpoints import listen_endpoint
 from kollator.handed import Handed, Orders
+from kollator.net.endpoints import listen_endpoint
 from kollator.observe import logs
 from kollator.process import tune
 from kollator.processes import Processes, check

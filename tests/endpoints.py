@@ -15,8 +15,8 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.logger import LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.endpoints import ListenEndpoint, listen_endpoint
-from kollator.tls import Credentials
+from kollator.net.endpoints import ListenEndpoint, listen_endpoint
+from kollator.net.tls import Credentials
 from tests.certificates import Authority, write_pair
 
 ROOT = Authority()

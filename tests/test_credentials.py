@@ -10,8 +10,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
-from kollator.endpoints import EndpointError
-from kollator.tls import CIPHERS, FILE_BYTES, check_authorities
+from kollator.net.endpoints import EndpointError
+from kollator.net.tls import CIPHERS, FILE_BYTES, check_authorities
 from tests.certificates import Authority, self_signed_pem, write_pair
 from tests.endpoints import ROOT, EndpointTestCase, trusting
 

@@ -1,7 +1,7 @@
 """What the fast path relies on in Twisted and Autobahn. With a new version of either, look here first.
 
 A test that fails here says that the library keeps or does something that ``kollator.signaling.fastpath``,
-``kollator.fasttransport`` or ``kollator.process`` does not know of. Until they do, FAST_PATH=false is the remedy.
+``kollator.net.fasttransport`` or ``kollator.process`` does not know of. Until they do, FAST_PATH=false is the remedy.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator import fasttransport
-from kollator.fasttransport import FastServer
+from kollator.net import fasttransport
+from kollator.net.fasttransport import FastServer
 from kollator.signaling.idle import HANDSHAKE
 from tests.signaling_bench import CLOSE, HELLO, PING, TEXT, frame
 from tests.twins import Twin, handshake

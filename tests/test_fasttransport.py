@@ -12,7 +12,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
-from kollator.fasttransport import BACKLOG, READ_BYTES, FastServer, quicken
+from kollator.net.fasttransport import BACKLOG, READ_BYTES, FastServer, quicken
 
 reactor: Any = global_reactor
 

@@ -15,7 +15,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.fasttransport import GATHERED_BYTES, GATHERING, FastServer, turn
+from kollator.net.fasttransport import GATHERED_BYTES, GATHERING, FastServer, turn
 from kollator.process import lean_iteration
 from kollator.signaling.backlogs import UNSEEN_BYTES
 

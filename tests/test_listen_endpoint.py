@@ -14,7 +14,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import LogLevel
 from zope.interface.verify import verifyObject
 
-from kollator.endpoints import SSL_PARAMETERS, EndpointError, client_files, listen_endpoint
+from kollator.net.endpoints import SSL_PARAMETERS, EndpointError, client_files, listen_endpoint
 from tests.certificates import write_pair
 from tests.endpoints import ROOT, Echo, EndpointTestCase
 

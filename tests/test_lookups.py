@@ -11,7 +11,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.lookups import LOOKUPS_MAX, ReactorWithLookups, SharedLookups
+from kollator.net.lookups import LOOKUPS_MAX, ReactorWithLookups, SharedLookups
 
 
 class Names:

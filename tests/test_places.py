@@ -15,7 +15,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import SynchronousTestCase
 
 from kollator.guard.places import Place, Places
-from kollator.tls import Credentials
+from kollator.net.tls import Credentials
 from kollator.web.door import ADDRESS_S
 from kollator.web.refusal import LINGER_S
 from kollator.web.site import IDLE_S

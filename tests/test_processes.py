@@ -18,6 +18,7 @@ from twisted.logger import LogLevel, capturedLogs, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from kollator.handed import FIRST_SOCKET, ORDER_BYTES, SOCKETS, Handed, HandedEndpoint, Orders
+from kollator.net.sockets import Shared, reserved_ports
 from kollator.observe import logs
 from kollator.processes import (
     STOP_SLACK_S,
@@ -31,7 +32,6 @@ from kollator.processes import (
     relay,
 )
 from kollator.settings import FrontOptions, Settings
-from kollator.sockets import Shared, reserved_ports
 from kollator.starting import StartError
 from tests.children import Processes as Children
 

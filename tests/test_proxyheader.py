@@ -12,7 +12,7 @@ from twisted.internet.defer import succeed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.proxyheader import ProxyHeaderEndpoint
+from kollator.net.proxyheader import ProxyHeaderEndpoint
 from kollator.web.door import address_to_come
 from tests.wires import PEER, Wire
 

@@ -28,12 +28,12 @@ from kollator.cluster.link import KEEPALIVE_S, End, PeerLink, Reason
 from kollator.cluster.outbox import TurnEnd
 from kollator.cluster.wire import NONCE_BYTES, Frame, RefusalReason, Summary
 from kollator.cluster.worker_sync import client_endpoint
-from kollator.endpoints import EndpointError, ListenEndpoint, listen_endpoint
+from kollator.net.endpoints import EndpointError, ListenEndpoint, listen_endpoint
 from kollator.settings import Peer
 from kollator.text import one_line
 
 if TYPE_CHECKING:
-    from kollator.tls import Credentials
+    from kollator.net.tls import Credentials
 
 __all__ = ["LinkError", "Links"]
 
@@ -155,7 +155,7 @@ class Links(Service):
     def privilegedStartService(self) -> None:
         """Binds the endpoints. Raises ``LinkError``."""
         if self._client_ca is not None:
-            from kollator.tls import check_authorities
+            from kollator.net.tls import check_authorities
 
             try:
                 check_authorities(self._client_ca)

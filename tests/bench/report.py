@@ -152,15 +152,18 @@ def _verdicts(results: Results) -> list[str]:
                        f" {short(bound)})")
 
     def ratio(name: str, other: str) -> float | None:
-        theirs = results.median(other).get(name)
-        return front[name] / theirs if theirs and name in front else None
+        """The median of the rounds' own ratios: what disturbs the machine for a while disturbs both."""
+        rounds = zip(results.rounds.get(FRONT.name, []), results.rounds.get(other, []), strict=False)
+        found = [ours[name] / theirs[name] for ours, theirs in rounds if name in ours and theirs.get(name)]
+        return statistics.median(found) if found else None
 
     tell("bytes a connection", front.get("bytes"), 1500, most=True)
-    tell("bytes a connection over TLS", tls.get("bytes"), 28 * 1024, most=True)
-    tell("base RSS, MiB", front.get("base_mib"), 60, most=True)
-    tell("messages/s as a multiple of PeerJS server", ratio("messages", "peerjs"), 2, most=False)
-    tell("messages/s as a multiple of ws", ratio("messages", "ws"), 2, most=False)
-    tell("messages/s as a multiple of Bun", ratio("messages", "bun"), 0.8, most=False)
+    tell("bytes a connection over TLS", tls.get("bytes"), 28_000, most=True)
+    tell("base RSS, MB", front["base_mib"] * 2**20 / 1e6 if "base_mib" in front else None, 60, most=True)
+    for name, load in (("messages", "one message under way for each pair"), ("messages_saturated", "saturated"),
+                       ("messages_idle", "the first, beside idle connections")):
+        for other, label, bound in (("peerjs", "PeerJS server", 2), ("ws", "ws", 2), ("bun", "Bun", 0.8)):
+            tell(f"messages/s as a multiple of {label}, {load}", ratio(name, other), bound, most=False)
     tell("handshakes/s as a multiple of ws", ratio("handshakes", "ws"), 2, most=False)
     tell("p99 ms at 5,000/s beside idle connections", front.get("p99_5000_idle"), 10, most=True)
     if across:
@@ -171,6 +174,8 @@ def _verdicts(results: Results) -> list[str]:
         tell(f"messages/s with {last['connections']:,.0f} connections as a share of those with"
              f" {before['connections']:,.0f}", last["messages"] / before["messages"], 0.9, most=False)
         tell("  bytes a connection, the same", last["bytes"] / before["bytes"], 1.1, most=True)
+        if "p99_5000" in last and "p99_5000" in before:
+            tell("  p99 ms at 5,000/s, the same", last["p99_5000"] / before["p99_5000"], 1.1, most=True)
     return ["", "What was asked for", *out] if out else []
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from twisted.internet.testing import MemoryReactorClock
 
-from kollator.endpoints import listen_endpoint
 from kollator.guard.keys import worker_mac
+from kollator.net.endpoints import listen_endpoint
 from kollator.signaling.connection import Stage
 from tests.admins import OTHER_TOKEN, TOKEN, AdminFront, bearer
 from tests.fronts import KEY

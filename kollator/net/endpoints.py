@@ -2,7 +2,7 @@
 
 Of those that are listened on, ``ssl:`` is understood here and not by Twisted's own parser, which loads a certificate
 once and for all, takes older protocols when told to, and leaves out the rest of a chain that is in the same file. The
-parameters are the same, the TLS is that of ``kollator.tls``. In ``haproxy:ssl:`` the PROXY header comes in clear,
+parameters are the same, the TLS is that of ``kollator.net.tls``. In ``haproxy:ssl:`` the PROXY header comes in clear,
 before the handshake, as every proxy sends it (PROXY protocol, section 2). Twisted itself looks for it inside TLS.
 
 What needs OpenSSL is imported where an endpoint uses it: see ``kollator.lean``.
@@ -18,10 +18,10 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from kollator.proxyheader import ProxyHeaderEndpoint
+from kollator.net.proxyheader import ProxyHeaderEndpoint
 
 if TYPE_CHECKING:
-    from kollator.tls import Credentials
+    from kollator.net.tls import Credentials
 
 log = Logger("kollator:tls")
 
@@ -57,7 +57,7 @@ class ListenEndpoint:
 
 
 def listen_endpoint(reactor: Any, description: str, *, client_ca: str | None = None) -> ListenEndpoint:
-    """The endpoint of an endpoint string; ``ssl:`` and ``haproxy:ssl:`` get the TLS of ``kollator.tls``.
+    """The endpoint of an endpoint string; ``ssl:`` and ``haproxy:ssl:`` get the TLS of ``kollator.net.tls``.
 
     ``client_ca`` is a file of authorities for client certificates; kinds other than ``ssl:`` leave it aside. Raises
     ``EndpointError``, and whatever Twisted's parsers raise.
@@ -67,7 +67,7 @@ def listen_endpoint(reactor: Any, description: str, *, client_ca: str | None = N
         log.debug("{description}: certificates, if it has any, are the endpoint's own matter", description=description)
         endpoint: Any = serverFromString(reactor, within)
         return ListenEndpoint(reactor, endpoint if within == description else ProxyHeaderEndpoint(endpoint))
-    from kollator.tls import Credentials
+    from kollator.net.tls import Credentials
 
     values = _named_values(within, SSL_PARAMETERS)
     private_key = values.get("privateKey", "server.pem")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.python.failure import Failure
 
-from kollator.endpoints import ListenEndpoint, listen_endpoint
+from kollator.net.endpoints import ListenEndpoint, listen_endpoint
 from kollator.starting import StartError, cannot_listen
 from kollator.text import one_line
 
 if TYPE_CHECKING:
-    from kollator.tls import Credentials
+    from kollator.net.tls import Credentials
 
 _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _URL_SCHEMES = {"tcp": "http", "tcp4": "http", "tcp6": "http", "ssl": "https"}

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
-from kollator.endpoints import EndpointError
+from kollator.net.endpoints import EndpointError
 
 log = Logger("kollator:tls")
 

@@ -18,7 +18,7 @@ from twisted.internet.endpoints import (
 )
 from twisted.internet.protocol import Factory
 
-from kollator.endpoints import listen_endpoint
+from kollator.net.endpoints import listen_endpoint
 from kollator.starting import StartError, cannot_listen
 
 

@@ -1,0 +1,1 @@
+"""Sockets: endpoint strings, TLS, the PROXY protocol, the transport of accepted connections, host names."""
