@@ -51,6 +51,13 @@ class WorkersFileTests(SynchronousTestCase):
             problem = str(self.assertRaises(WorkersFileError, parse_workers_file, content))
             self.assertTrue(problem.startswith("'w2': "), problem)
 
+    def test_long_names(self) -> None:
+        """Without it a name of odd characters, each of which is shown as six, would fill the terminal."""
+        for name in ("w" * 500, "\\ud800" * 500, "\\u001b" * 500):
+            problem = str(self.assertRaises(WorkersFileError, parse_workers_file, f'{{"{name}": 5}}'.encode()))
+            self.assertLess(len(problem), 400)
+            self.assertIn("an entry is an object", problem)
+
     def test_spellings_of_addresses(self) -> None:
         """Without it an IPv6 address in the file would not be found when the worker spells it otherwise."""
         found = parse_workers_file(b'{"2001:DB8:0::1": {"capacity": 3}, "a:b": {"capacity": 4}}')

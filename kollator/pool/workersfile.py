@@ -120,7 +120,7 @@ def parse_health(text: str) -> HealthTarget:
             path = path if path.startswith("/") else f"/{path}"
             return HealthTarget(scheme, parsed[0].strip("[]"), parsed[1] or _PORTS[scheme], path)
     raise ValueError(
-        f"health {text[:_SHOWN_CHARS]!r} is not a probe; write tcp:192.0.2.1:9000, tcp:[2001:db8::1]:9000"
+        f"health {_shown(text)} is not a probe; write tcp:192.0.2.1:9000, tcp:[2001:db8::1]:9000"
         " or http://192.0.2.1:9000/health"
     )
 
@@ -141,7 +141,7 @@ def parse_workers_file(content: bytes) -> WorkersFile:
     for name, value in loaded.items():
         plain = _plain(name)
         if plain in entries:
-            raise WorkersFileError(f"{name[:_SHOWN_CHARS]!r} is in it twice, in two spellings")
+            raise WorkersFileError(f"{_shown(name)} is in it twice, in two spellings")
         entries[plain] = _entry(name, value)
     return WorkersFile(entries)
 
@@ -156,7 +156,7 @@ def _entry(name: str, value: Any) -> Entry:
             said = f"{field[1]} must be {_MUST_BE[field[1]]}"
         elif not isinstance(value, dict):
             said = f"an entry is an object like {_LIKE}"
-        raise WorkersFileError(f"{name[:_SHOWN_CHARS]!r}: {_clean(said)}") from None
+        raise WorkersFileError(f"{_shown(name)}: {_clean(said)}") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise WorkersFileError(f"{twice[:_SHOWN_CHARS]!r} is in it twice")
+        raise WorkersFileError(f"{_shown(twice)} is in it twice")
     return found
 
 
@@ -175,6 +175,12 @@ def _plain(name: str) -> str:
         return str(IPv6Address(name))
     except AddressValueError:
         return name
+
+
+def _shown(text: str) -> str:
+    """A text for people, in quotes: cut when escapes have made it long, not before."""
+    whole = repr(text[:_SHOWN_CHARS])
+    return whole if len(whole) <= _SHOWN_CHARS + 2 else f"{whole[:_SHOWN_CHARS]}…"
 
 
 def _clean(text: str) -> str:
