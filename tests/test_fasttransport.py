@@ -12,7 +12,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint, UNIXServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import TestCase
 
-from kollator.net.fasttransport import BACKLOG, READ_BYTES, FastServer, quicken
+from kollator.net.fasttransport import ACCEPTED, BACKLOG, READ_BYTES, FastServer, quicken
 
 reactor: Any = global_reactor
 
@@ -206,3 +206,31 @@ class PortTests(TestCase):
             yield port.stopListening()
             self.assertEqual(listened, expected)
             listened.clear()
+
+    @inlineCallbacks
+    def test_some_are_accepted(self) -> Any:
+        """Without it a flood of connections would hold everybody else up until the whole backlog is accepted."""
+        made: list[Protocol] = []
+        factory: Any = Factory()
+        factory.noisy = False
+        factory.buildProtocol = lambda addr: made.append(Protocol()) or made[-1]
+        port = tcp.Port(0, factory, 500, "127.0.0.1", reactor)
+        port.startListening()
+        self.addCleanup(port.stopListening)
+        self.assertTrue(quicken(port))
+        wanted = 3 * ACCEPTED
+        peers = [socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in range(wanted)]
+        for peer in peers:
+            self.addCleanup(peer.close)
+        told = []
+        while len(made) < wanted:
+            before = len(made)
+            port.doRead()
+            told.append(len(made) - before)
+        self.assertEqual(told, [ACCEPTED] * 3)
+        for protocol in made:
+            transport: Any = protocol.transport
+            transport.abortConnection()
+        turn: Deferred[None] = Deferred()
+        reactor.callLater(0, turn.callback, None)
+        yield turn
