@@ -213,7 +213,7 @@ class PortTests(TestCase):
         made: list[Protocol] = []
         factory: Any = Factory()
         factory.noisy = False
-        factory.buildProtocol = lambda addr: made.append(Protocol()) or made[-1]
+        factory.buildProtocol = lambda addr: made.append(Protocol()) or made[-1]  # type: ignore[func-returns-value]
         port = tcp.Port(0, factory, 500, "127.0.0.1", reactor)
         port.startListening()
         self.addCleanup(port.stopListening)
