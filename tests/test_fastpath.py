@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import struct
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.logger import globalLogPublisher
 
 from kollator.signaling.fastpath import FastSignalingProtocol
 from kollator.signaling.messages import MESSAGE_BYTES, Close
@@ -135,6 +137,23 @@ class StreamTests(TwinTests):
                         bench.sockets[0].protocol.heard = False
                         bench.give(bench.sockets[0], piece)
                     self.assert_same(plain, fast, piece)
+
+    def test_debug_events(self) -> None:
+        """Without it what somebody sends could not be seen on the fast path, or would always be written down."""
+        events: list[dict[str, Any]] = []
+        observer: Any = events.append
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        plain, fast = self.twins()
+        for bench in (plain, fast):
+            socket = bench.connect()
+            bench.give(socket, handshake())
+            for bench.factory.debug in (False, True, False):
+                bench.give(socket, frame(TEXT, HELLO))
+            self.assertEqual([event["what"] for event in events if "what" in event], ["hello, 32 bytes"])
+            events.clear()
+        self.assert_same(plain, fast, "debug")
+        self.finish(plain, fast)
 
     def test_every_cut_of_a_message(self) -> None:
         """Without it a message would be lost, or come twice, for where the network has cut it."""

@@ -88,6 +88,13 @@ class RelayTests(BenchTestCase):
         self.assertError(error, "target-busy", ref="r", to="w1")
         self.assertError(self.client.says(type="bye", to="w1"), "unknown-target", to="w1")
 
+    def test_slow_client(self) -> None:
+        """Without it a worker would take a message for sent that its client was cut off over."""
+        self.client.slow = True
+        error = self.worker.says(type="bye", to=self.client.id, ref="r")
+        self.assertEqual(self.client.code, Close.SLOW_CONSUMER)
+        self.assertError(error, "target-busy", ref="r", to=self.client.id)
+
     def test_slow_worker_that_is_talked_to(self) -> None:
         """Without it the clients of a worker that was cut off would not be told that it is lost."""
         self.client.says(type="bye", to="w1")

@@ -26,10 +26,11 @@ class _Envelope(Struct, frozen=True):
     to: Any = None
 
 
-_received = msgspec.json.Decoder(Received)
+parse = msgspec.json.Decoder(Received).decode
+"""As ``decode`` for most messages, and faster; raises one of ``PROBLEMS`` for those at which it looks closer."""
 _client_hello = msgspec.json.Decoder(_ClientHello)
 _envelope = msgspec.json.Decoder(_Envelope)
-_PROBLEMS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+PROBLEMS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 TYPES: frozenset[str] = frozenset(cls.__struct_config__.tag for cls in Received.__args__)  # type: ignore[misc,attr-defined]
 
 
@@ -70,7 +71,7 @@ def addressed(payload: bytes) -> tuple[str | UnsetType, str | UnsetType]:
     """The ``ref`` and the ``to`` of a message that is not looked at otherwise, as far as it has them."""
     try:
         envelope = _envelope.decode(payload)
-    except _PROBLEMS:
+    except PROBLEMS:
         return UNSET, UNSET
     return _short(envelope.ref), _short(envelope.to)
 
@@ -79,7 +80,7 @@ def described(payload: bytes) -> str:
     """A message for the debug log: its type, its target and its size, nothing of what it says."""
     try:
         envelope = _envelope.decode(payload)
-    except _PROBLEMS:
+    except PROBLEMS:
         return f"{len(payload)} bytes that are no message"
     kind = envelope.type if isinstance(envelope.type, str) and envelope.type in TYPES else "unknown"
     to = _short(envelope.to)
@@ -93,8 +94,8 @@ def decode(payload: bytes) -> Received:
     else, whatever the bytes are: nesting too deep for the parser is a bad message too.
     """
     try:
-        return _received.decode(payload)
-    except _PROBLEMS as problem:
+        return parse(payload)
+    except PROBLEMS as problem:
         return _second_look(payload, problem)
 
 
@@ -102,7 +103,7 @@ def _second_look(payload: bytes, problem: Exception) -> Hello:
     """A client's hello whose other keys, unknown for its role, are no worker's; raises ``Refused`` for the rest."""
     try:
         hello = _client_hello.decode(payload)
-    except _PROBLEMS:
+    except PROBLEMS:
         raise _refusal(payload, problem) from None
     return Hello("client", hello.ticket, ref=hello.ref)
 
@@ -114,7 +115,7 @@ def _refusal(payload: bytes, problem: Exception) -> Refused:
         reason = "the message is not JSON of a sensible depth in UTF-8"
     try:
         envelope = _envelope.decode(payload)
-    except _PROBLEMS:
+    except PROBLEMS:
         return Refused("bad-message", reason)
     ref, to = _short(envelope.ref), _short(envelope.to)
     if isinstance(envelope.type, str) and envelope.type not in TYPES:

@@ -12,6 +12,7 @@ an idle connection holds what differs and nothing else. ``tests.test_fast_assump
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,11 @@ _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])" + _PORT).fullmatch
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])" + _PORT).fullmatch
 _EXTENSIONS = re.compile(r"[a-z-]+(; ?[a-z_]+(=\d+)?)*").fullmatch
 _CONTROL = frozenset({PING, PONG, CLOSE})
+_medium = struct.Struct("!HH4s").unpack_from
+"""The two bytes that each frame starts with, and the length and the mask where the length has two bytes more."""
+_MEDIUM_HEAD_BYTES = 8
+_MEDIUM_TEXT = TEXT << 8 | MASKED | TWO_BYTES
+_NO_HEAD = (0, 0, b"")
 _UPGRADES = frozenset({"upgrade", "keep-alive, upgrade"})
 
 
@@ -141,26 +147,23 @@ class FastSignalingProtocol(FastClosing):
         kept = self.data
         if kept:
             data = kept + data
+        factory: Any = self.factory
         at, end = 0, len(data)
         while end - at >= 2:
-            first, size = data[at], data[at + 1] - MASKED
-            start = at + 6
-            if size < 0 or size > TWO_BYTES:
-                break
-            if first == TEXT:
-                if size == TWO_BYTES:
-                    start = at + 8
-                    if start > end:
-                        break
-                    size = data[at + 2] << 8 | data[at + 3]
-                    if size < TWO_BYTES:
-                        break
-            elif size == TWO_BYTES or first not in _CONTROL:
-                break
+            head, size, mask = _medium(data, at) if end - at >= _MEDIUM_HEAD_BYTES else _NO_HEAD
+            if head == _MEDIUM_TEXT:  # as mostly
+                first, start = TEXT, at + _MEDIUM_HEAD_BYTES
+                if size < TWO_BYTES:
+                    break
+            else:
+                first, size, start = data[at], data[at + 1] - MASKED, at + 6
+                if size < 0 or size >= TWO_BYTES or (first != TEXT and first not in _CONTROL):
+                    break
+                mask = data[at + 2 : start]
             stop = start + size
             if stop > end:
                 break
-            payload = unmask(data[start:stop], data[start - 4 : start]) if size else b""
+            payload = unmask(data[start:stop], mask) if size else b""
             if first == TEXT:
                 if not payload.isascii() and not _is_utf8(payload):
                     break
@@ -171,7 +174,13 @@ class FastSignalingProtocol(FastClosing):
             at = stop
             if first == TEXT:
                 self.heard = True
-                self.received(payload)
+                if factory.debug:
+                    self.received(payload)
+                else:  # the same, a call less
+                    try:
+                        factory.switchboard.receive(self, payload, factory.clock.seconds())
+                    except Exception:
+                        self.not_handled()
             elif first == PONG:
                 self.onPong(payload)
             elif first == PING:

@@ -59,8 +59,12 @@ class SignalingProtocol(TextSocket, Connection):  # type: ignore[misc]
         try:
             factory.switchboard.receive(self, text, factory.clock.seconds())
         except Exception:
-            log.failure("a message of connection {id!r} could not be handled", id=self.id)
-            factory.switchboard.failed(self, factory.clock.seconds())
+            self.not_handled()
+
+    def not_handled(self) -> None:
+        """A message led to an exception, the one that is being handled: logged, told, then closed (1011)."""
+        log.failure("a message of connection {id!r} could not be handled", id=self.id)
+        self.factory.switchboard.failed(self, self.factory.clock.seconds())
 
     def overflowed(self) -> None:
         """Told, then closed (1009)."""

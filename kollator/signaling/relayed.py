@@ -1,7 +1,7 @@
 """What passes from one end of a session to the other: whether it is as it should be, and how it goes on. Pure.
 
-Every message comes by here. What is done is found by its class: ``isinstance`` takes many times as long for one of
-another class.
+Every message comes by here. What is done is found by its class, once: ``isinstance`` takes many times as long for one
+of another class.
 """
 
 from __future__ import annotations
@@ -26,28 +26,46 @@ from kollator.signaling.messages import (
 )
 
 
-def _description(message: Offer | Answer) -> str | None:
-    return check_sdp(message.sdp)
+class Malformed(Exception):
+    """A message carries no session description, or no candidate, as it should be."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
 
-def _candidate(message: Candidate) -> str | None:
+def _offer(message: Offer, sender: str, checked: bool) -> bytes:
+    if checked and (problem := check_sdp(message.sdp)) is not None:
+        raise Malformed(problem)
+    return encode(OfferFrom(sender, message.sdp, message.session))
+
+
+def _answer(message: Answer, sender: str, checked: bool) -> bytes:
+    if checked and (problem := check_sdp(message.sdp)) is not None:
+        raise Malformed(problem)
+    return encode(AnswerFrom(sender, message.sdp, message.session))
+
+
+def _candidate(message: Candidate, sender: str, checked: bool) -> bytes:
     candidate = message.candidate
-    if candidate is None or candidate.candidate is UNSET:
-        return None
-    return check_candidate(candidate.candidate)
+    if checked and candidate is not None:
+        text = candidate.candidate
+        if text is not UNSET and (problem := check_candidate(text)) is not None:
+            raise Malformed(problem)
+    return encode(CandidateFrom(sender, candidate, message.session))
 
 
-MALFORMED: dict[type[Relayed], Callable[[Any], str | None]] = {
-    Offer: _description,
-    Answer: _description,
+def _bye(message: Bye, sender: str, checked: bool) -> bytes:
+    return encode(ByeFrom(sender, message.session, message.reason))
+
+
+PASSED_ON: dict[type[Relayed], Callable[[Any, str, bool], bytes]] = {
+    Offer: _offer,
+    Answer: _answer,
     Candidate: _candidate,
-    Bye: lambda message: None,
+    Bye: _bye,
 }
-"""Why a message carries no session description, or no candidate, as it should be; None when it does."""
-PASSED_ON: dict[type[Relayed], Callable[[Any, str], bytes]] = {
-    Offer: lambda message, sender: encode(OfferFrom(sender, message.sdp, message.session)),
-    Answer: lambda message, sender: encode(AnswerFrom(sender, message.sdp, message.session)),
-    Candidate: lambda message, sender: encode(CandidateFrom(sender, message.candidate, message.session)),
-    Bye: lambda message, sender: encode(ByeFrom(sender, message.session, message.reason)),
-}
-"""A message and its sender to the encoded message as its target gets it: ``from`` is what the front authenticated."""
+"""A message and its sender to the encoded message as its target gets it: ``from`` is what the front authenticated.
+
+The third argument says whether to raise ``Malformed`` for what is no description, or no candidate.
+"""

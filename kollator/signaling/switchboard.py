@@ -15,7 +15,7 @@ from kollator.guard.limits import AddressBackoff, Allowance
 from kollator.guard.tickets import TicketBook
 from kollator.signaling.abroad import REASONS, Abroad
 from kollator.signaling.connection import Connection, Stage
-from kollator.signaling.decoding import Refused, addressed, decode, ref_of
+from kollator.signaling.decoding import PROBLEMS, Refused, addressed, decode, parse, ref_of
 from kollator.signaling.directory import Directory
 from kollator.signaling.interfaces import Assigner, Elsewhere, Note, Outcome, Registrar, Tally
 from kollator.signaling.losses import FEW, SCAN, Losses, Search, concerned
@@ -40,7 +40,7 @@ from kollator.signaling.messages import (
 )
 from kollator.signaling.reception import BURST_S as BURST_S
 from kollator.signaling.reception import Reception
-from kollator.signaling.relayed import MALFORMED, PASSED_ON
+from kollator.signaling.relayed import PASSED_ON, Malformed
 
 BAD_MESSAGES = 10
 """So many messages in a row that are none close the connection (4400)."""
@@ -152,10 +152,13 @@ class Switchboard:
         if allowance is not None and not self._within_rate(connection, allowance, payload, now):
             return
         try:
-            message = decode(payload)
-        except Refused as refused:
-            self._refuse(connection, refused, now)
-            return
+            message = parse(payload)
+        except PROBLEMS:
+            try:
+                message = decode(payload)  # looks closer
+            except Refused as refused:
+                self._refuse(connection, refused, now)
+                return
         act = self._acts[stage].get(type(message))
         try:
             if act is None:
@@ -244,9 +247,10 @@ class Switchboard:
 
     def _relay_to_worker(self, client: Connection, message: Relayed, now: float) -> None:
         worker = message.to
-        if self._checks and (problem := MALFORMED[type(message)](message)) is not None:
-            raise self._malformed_for_worker(worker, problem)
-        payload = PASSED_ON[type(message)](message, client.id)
+        try:
+            payload = PASSED_ON[type(message)](message, client.id, self._checks)
+        except Malformed as malformed:
+            raise self._malformed_for_worker(worker, malformed.problem) from None
         target = self.workers.get(worker)
         outcome: Outcome
         if target is not None and self._here(worker):
@@ -284,10 +288,16 @@ class Switchboard:
 
     def _relay_to_client(self, worker: Connection, message: Relayed, now: float) -> None:
         client = message.to
-        if self._checks and (problem := MALFORMED[type(message)](message)) is not None:
-            raise self._malformed_for_client(client, problem)
-        payload = PASSED_ON[type(message)](message, worker.id)
-        outcome = self.deliver_to_client(client, payload, now)
+        try:
+            payload = PASSED_ON[type(message)](message, worker.id, self._checks)
+        except Malformed as malformed:
+            raise self._malformed_for_client(client, malformed.problem) from None
+        target = self.clients.get(client)
+        outcome: Outcome
+        if target is not None:  # as mostly: ``deliver_to_client``, a call less
+            outcome = "sent" if target.send(payload) else "busy"
+        else:
+            outcome = self.deliver_to_client(client, payload, now)
         if outcome == "unknown":
             if client in self.workers or self._usable(client):
                 outcome = "forbidden"
