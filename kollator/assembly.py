@@ -27,7 +27,6 @@ from kollator.gate import Gate
 from kollator.gauges import front_gauges
 from kollator.guard.addresses import NetworkSet
 from kollator.guard.audit import of_signaling
-from kollator.guard.keys import weakness
 from kollator.guard.tickets import TicketBook
 from kollator.guard.turn import IceServers
 from kollator.health import WorkerHealth
@@ -36,20 +35,17 @@ from kollator.net.fasttransport import quicken
 from kollator.net.listening import Listeners
 from kollator.observe import logs
 from kollator.observe.auditlog import AuditError, AuditLog
-from kollator.observe.loops import Loop
 from kollator.observe.metrics import Counters, Metrics, add
 from kollator.pool.pool import Pool
 from kollator.pool.roster import Roster
 from kollator.registry import Registry
 from kollator.reloading import Reloads
+from kollator.routine import add_loops
 from kollator.settings import Settings
 from kollator.signaling.fastpath import FastSignalingFactory
-from kollator.signaling.keepalive import TURN_S as KEEPALIVE_TURN_S
-from kollator.signaling.keepalive import KeepAlive
-from kollator.signaling.losses import TURN_S as LOSSES_TURN_S
-from kollator.signaling.protocol import SignalingFactory, SignalingProtocol
+from kollator.signaling.protocol import SignalingFactory
 from kollator.signaling.switchboard import Switchboard
-from kollator.starting import StartError, own_ticket_key
+from kollator.starting import StartError, own_ticket_key, warn_of
 from kollator.state.errors import StoreError
 from kollator.state.rows import FrontRow, Row
 from kollator.state.store import Store
@@ -65,9 +61,6 @@ events = Logger("kollator:signaling")
 
 QUIET_EVENTS = frozenset({"client-joined", "client-left", "worker-left"})
 """Debug events: there may be thousands a second, and the registry tells of workers that left, many in one line."""
-HELLO_TURN_S = 0.25
-SWEEP_TURN_S = 0.25
-EXPIRE_TURN_S = 5.0
 SETTLE_S = 0.5
 """How long a stopping front waits at most until its peers have its last rows."""
 
@@ -112,9 +105,9 @@ class Front(MultiService):
             clock=reactor,
             wall=time.time,
             counted=lambda outcome, number: add(self.counters.audit_lines, outcome, number),
-            loop_failed=self._loop_failed,
+            loop_failed=self.loop_failed,
         )
-        self.reloads = Reloads(reactor, failed=self._loop_failed)
+        self.reloads = Reloads(reactor, failed=self.loop_failed)
         self.reloads.setServiceParent(self)
         self.reloads.on_hangup(self.audit.reopen)
         if settings.workers_file is not None:
@@ -266,7 +259,7 @@ class Front(MultiService):
             metrics=self.metrics,
             own_url=self.listeners.signaling_url,
             draining=lambda: self.drain.draining,
-            loop_failed=self._loop_failed,
+            loop_failed=self.loop_failed,
         )
         self.health.setServiceParent(self)
         self.cluster = Cluster(
@@ -283,54 +276,21 @@ class Front(MultiService):
             reincarnated=self._reincarnated,
             uniform=random.uniform,
             wall=time.time,
-            loop_failed=self._loop_failed,
+            loop_failed=self.loop_failed,
             rows_refused=lambda reason, number: add(self.counters.rows_refused, reason, number),
         )
         self.cluster.setServiceParent(self)
         self.switchboard.elsewhere = self.cluster.exchange
         writer.committed = self._committed
         self.cluster.member.lead_alone()
-        self._add_loops()
+        add_loops(self)
         open_doors(self)
         if settings.demo_worker:
             url, key = self.listeners.signaling_url, self._worker_keys[0]
             DemoWorker(reactor, url, key, settings.demo_folder).setServiceParent(self)
-        self._say_what_is_missing(ice_servers)
+        warn_of(settings, workers=bool(self._worker_keys), turn=ice_servers.turn_is_usable)
         super().startService()
         reactor.callWhenRunning(self._say_where)
-
-    def _add_loops(self) -> None:
-        settings, reactor = self.settings, self.reactor
-        failed = self._loop_failed
-        Loop(
-            "losses", lambda: self.switchboard.turn(reactor.seconds()), LOSSES_TURN_S, reactor, failed
-        ).setServiceParent(self)
-        Loop(
-            "hello", lambda: self.signaling.expire(settings.hello_timeout_s), HELLO_TURN_S, reactor, failed
-        ).setServiceParent(self)
-        Loop("database", self.writer.probe, EXPIRE_TURN_S, reactor, failed).setServiceParent(self)
-        Loop("pool", self.pool.sweep, SWEEP_TURN_S, reactor, failed).setServiceParent(self)
-        Loop(
-            "mailboxes", lambda: self.switchboard.mailboxes.expire(reactor.seconds()), EXPIRE_TURN_S, reactor, failed
-        ).setServiceParent(self)
-        if settings.keepalive_interval_s:
-            keepalive = KeepAlive(settings.keepalive_interval_s, self._clients)
-            Loop("keepalive", keepalive.turn, KEEPALIVE_TURN_S, reactor, failed).setServiceParent(self)
-
-    def _say_what_is_missing(self, ice_servers: IceServers) -> None:
-        settings = self.settings
-        if not self._worker_keys:
-            log.warn("WORKER_KEY_FILE is not set: no worker can register")
-        for name, keys in (
-            ("CLUSTER_KEY", settings.cluster_keys),
-            ("WORKER_KEY", settings.worker_keys),
-            ("ADMIN_TOKEN_FILE", settings.admin_tokens),
-        ):
-            weak = weakness(keys)
-            if weak:
-                log.warn("{setting}: {weak}", setting=name, weak=weak)
-        if not ice_servers.turn_is_usable:
-            log.warn("TURN_SERVERS is set without TURN_SECRET: clients are not told of them")
 
     def _say_where(self) -> None:
         for host in self.listeners.hosts():
@@ -423,10 +383,8 @@ class Front(MultiService):
         self.registry.committed(rows)
         self.cluster.member.committed(rows)
 
-    def _clients(self) -> list[SignalingProtocol]:
-        return [client for client in self.switchboard.clients.values() if isinstance(client, SignalingProtocol)]
-
-    def _loop_failed(self, name: str) -> None:
+    def loop_failed(self, name: str) -> None:
+        """A loop has raised, and goes on."""
         add(self.counters.loop_failures, name)
 
     def _in_thread(self, function: Any, *args: Any) -> Deferred[Any]:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 
+from twisted.logger import Logger
+
+from kollator.guard.keys import weakness
 from kollator.pool.workersfile import FILE_BYTES, WorkersFile, WorkersFileError, parse_workers_file
+from kollator.settings import Settings
 from kollator.state.store import Store
 from kollator.text import one_line
+
+log = Logger("kollator:front")
 
 
 class StartError(Exception):
@@ -47,6 +53,22 @@ def own_ticket_key(store: Store) -> bytes:
         key = os.urandom(32)
         store.put("ticket_key", key)
     return key
+
+
+def warn_of(settings: Settings, *, workers: bool, turn: bool) -> None:
+    """Says what an operator has probably forgotten. ``workers`` can register, ``turn`` servers can be told of."""
+    if not workers:
+        log.warn("WORKER_KEY_FILE is not set: no worker can register")
+    for name, keys in (
+        ("CLUSTER_KEY", settings.cluster_keys),
+        ("WORKER_KEY", settings.worker_keys),
+        ("ADMIN_TOKEN_FILE", settings.admin_tokens),
+    ):
+        weak = weakness(keys)
+        if weak:
+            log.warn("{setting}: {weak}", setting=name, weak=weak)
+    if not turn:
+        log.warn("TURN_SERVERS is set without TURN_SECRET: clients are not told of them")
 
 
 def cannot_listen(description: str, problem: object) -> StartError:
