@@ -24,9 +24,12 @@ from kollator.cluster.wire import (
     Frame,
     Greeting,
     Heartbeat,
+    HeartbeatReply,
     Kept,
     Ping,
     Pong,
+    PreVote,
+    PreVoteReply,
     Proof,
     Pull,
     Refusal,
@@ -125,11 +128,24 @@ class Frames(Mixin):
         """Without it keep-alive would add to the traffic that makes it needless."""
         one, other = self.linked()
         for _ in range(40):
-            one.links.send("b", Vote(1))
-            other.links.send("a", Vote(1))
+            one.links.send("b", Heartbeat(1, 2, Summary()))
+            other.links.send("a", HeartbeatReply(1, 2, [], Summary()))
             self.net.run(0.1)
         pings = [event for event in one.events + other.events if isinstance(event[-1], Ping | Pong)]
         self.assertEqual(pings, [])
+        self.stop()
+
+    def test_summaries_are_sent_in_any_case(self) -> None:
+        """Without it a front that nobody lets lead, and that asks all the time, would never find out what it lacks."""
+        one, other = self.linked()
+        one.links._summary = lambda peer: Summary(digest=f"for {peer}")
+        for _ in range(40):
+            one.links.send("b", PreVoteReply(1, 1, False))
+            other.links.send("a", PreVote(1))
+            self.net.run(0.1)
+        told = [event[2] for event in other.events if isinstance(event[2:] and event[2], Ping | Pong)]
+        self.assertGreaterEqual(len(told), 3)
+        self.assertEqual({frame.summary for frame in told}, {Summary(digest="for b")})
         self.stop()
 
 

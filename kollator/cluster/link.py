@@ -49,7 +49,7 @@ STALLED_S = 10.0
 HANDSHAKE_S = 5.0
 """How long a link may take to be established, connecting included."""
 PING_S = 1.0
-"""A link on which nothing was sent for so long sends a ``Ping``."""
+"""A link on which no summary was sent for so long sends a ``Ping``: by the summary its peer sees what it lacks."""
 KEEPALIVE_S = 3.0
 """A link on which nothing came for so long is cut."""
 DOUBT_S = 1.0
@@ -160,7 +160,7 @@ class PeerLink(Int32StringReceiver):
         self._clock = clock
         self._turn_end = turn_end
         self._outbox: Outbox | None = None
-        self._began_at = self._heard_at = self._sent_at = clock.seconds()
+        self._began_at = self._heard_at = self._told_at = clock.seconds()
         self._ended_at = 0.0
         self._heard_by: float | None = None
         self._pings = 0
@@ -189,7 +189,8 @@ class PeerLink(Int32StringReceiver):
             self.close("too-slow", "too much waits to be written")
             return False
         outbox.put(_length.pack(len(payload)) + payload)
-        self._sent_at = self._clock.seconds()
+        if getattr(frame, "summary", None) is not None:
+            self._told_at = self._clock.seconds()
         return True
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ class PeerLink(Int32StringReceiver):
         """The clock has leapt, or this process has slept: nobody can be blamed for that time."""
         self._began_at += by_s
         self._heard_at += by_s
-        self._sent_at += by_s
+        self._told_at += by_s
         self._ended_at += by_s
         if self._heard_by is not None:
             self._heard_by += by_s
@@ -265,7 +266,7 @@ class PeerLink(Int32StringReceiver):
             self.abort("silent", f"nothing came for {now - self._heard_at:.1f} s")
         elif self._stalled(now):
             self.close("too-slow", "nothing is read")
-        elif now - self._sent_at >= PING_S:
+        elif now - self._told_at >= PING_S:
             self._ping()
 
     def _stalled(self, now: float) -> bool:

@@ -50,7 +50,7 @@ class _Side:
         self.name = name
         self.up = False
         self.over = False
-        self.sent_at = self.heard_at = now
+        self.told_at = self.heard_at = now
         self.arrives_at = now
         self.held: deque[bytes] = deque()
 
@@ -146,7 +146,8 @@ class Network:
         self.frames += 1
         self.bytes += len(payload)
         side = link.sides[one]
-        side.sent_at = self._world.now
+        if getattr(frame, "summary", None) is not None:
+            side.told_at = self._world.now
         if (one, other) in self._cuts or side.held:
             side.held.append(payload)
         elif not self.unreliable:
@@ -203,7 +204,7 @@ class Network:
     def _up(self, pair: frozenset[str], link: _Link, side: _Side) -> None:
         if self._links.get(pair) is link and not side.over:
             side.up = True
-            side.heard_at = side.sent_at = self._world.now
+            side.heard_at = side.told_at = self._world.now
             self._ends[side.name].link_up(link.other(side.name).name)
 
     def _close(self, pair: frozenset[str], name: str) -> None:
@@ -255,6 +256,6 @@ class Network:
                     self._hang_up(pair, name)
             elif side.up and now - side.heard_at >= KEEPALIVE_S:
                 self._close(pair, name)
-            elif side.up and now - side.sent_at >= PING_S:
+            elif side.up and now - side.told_at >= PING_S:
                 self.send(name, other.name, Ping(0, self._ends[name].summary(other.name)))
         self._ends[name].later(LOOK_S, self._look, name)
