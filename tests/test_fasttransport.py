@@ -82,6 +82,14 @@ class TransportTests(TransportTestCase):
         self.assertIn(host, repr(self.transport) + self.transport.logPrefix())
         return self.end()
 
+    def test_no_delay(self) -> Deferred[Any]:
+        """Without it a message would wait until the one before it is acknowledged, for 40 ms and more."""
+        self.transport.setTcpNoDelay(True)
+        self.assertTrue(self.transport.getTcpNoDelay())
+        self.transport.setTcpNoDelay(False)
+        self.assertFalse(self.transport.getTcpNoDelay())
+        return self.end()
+
     def test_sent_at_once(self) -> Deferred[Any]:
         """Without it every message would wait for a turn of the reactor, which is most of what it costs."""
         self.transport.write(b"now")

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from kollator.clock import Call, Clock
 from kollator.deadlines import Deadlines
 from kollator.guard.places import Place, Places
+from kollator.net.fasttransport import FastServer
 from kollator.web.refusal import LastWord, Refusal, hand_over
 
 HEADER_BYTES = 16_384
@@ -63,6 +64,8 @@ def is_upgrade(fields: Mapping[str, str]) -> bool:
 
 def peer_host(transport: Any) -> str:
     """The address at the other end of a connection; empty where there is none, as on a UNIX socket."""
+    if type(transport) is FastServer:  # which has it, and would make an object of it first
+        return transport.hostname
     return getattr(transport.getPeer(), "host", None) or ""
 
 

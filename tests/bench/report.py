@@ -167,8 +167,9 @@ def _verdicts(results: Results) -> list[str]:
     tell("handshakes/s as a multiple of ws", ratio("handshakes", "ws"), 2, most=False)
     tell("p99 ms at 5,000/s beside idle connections", front.get("p99_5000_idle"), 10, most=True)
     if across:
-        tell("messages/s across two fronts as a share of the local rate",
-             across["messages_across"] / across["messages_local"], 0.5, most=False)
+        for suffix, where in (("_own_cores", "with a core for each"), ("", "both on one core")):
+            tell(f"messages/s across two fronts as a share of the local rate, {where}",
+                 across[f"messages_across{suffix}"] / across[f"messages_local{suffix}"], 0.5, most=False)
     if len(growth) >= 2 and all("messages" in point for point in growth[-2:]):
         last, before = growth[-1], growth[-2]
         tell(f"messages/s with {last['connections']:,.0f} connections as a share of those with"
