@@ -189,9 +189,9 @@ class Peer:
 
 
 class SignalingBench(Bench):
-    """A bench with the real factory. ``exempt`` connections have no message rate."""
+    """A bench with the real factory, of this ``kind``. ``exempt`` connections have no message ``rate``."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, kind: Any = FACTORY, rate: float = MESSAGE_RATE) -> None:
         super().__init__(seed)
         self.clock = Clock()
         self.clock.advance(1000.5)
@@ -201,14 +201,14 @@ class SignalingBench(Bench):
         self.full: str | None = None
         self.inside: list[str] = []
         self.pongs: list[bytes] = []
-        self.factory = FACTORY(
-            reactor=self.clock,  # type: ignore[arg-type]
+        self.factory = kind(
+            reactor=self.clock,
             switchboard=self.board,
             address_of=lambda peer, headers: headers.get("x-forwarded-for", peer),
             origin_permitted=self._origin_permitted,
             admit=self._admit,
             release=self.inside.remove,
-            allowance_of=lambda address: None if self.exempt else Allowance(MESSAGE_RATE, MESSAGE_RATE * 4),
+            allowance_of=lambda address: None if self.exempt else Allowance(rate, rate * 4),
             write_buffer_bytes=WRITE_BUFFER_BYTES,
             handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
             refused=self.counters.refuse,

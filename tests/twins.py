@@ -9,7 +9,6 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from kollator.guard.limits import Allowance
 from kollator.signaling.fastpath import FastSignalingFactory
 from kollator.signaling.protocol import SignalingFactory
 from kollator.web.door import DoorFactory
@@ -18,7 +17,6 @@ from kollator.web.refusal import Refusal
 from tests.signaling_bench import (
     HANDSHAKE_TIMEOUT_S,
     HEAD,
-    WRITE_BUFFER_BYTES,
     MemorySocket,
     SignalingBench,
 )
@@ -48,23 +46,9 @@ class Twin(SignalingBench):
     """A bench of either kind, with a door in front of it."""
 
     def __init__(self, fast: bool, exempt: bool = True) -> None:
-        super().__init__()
+        super().__init__(kind=FastSignalingFactory if fast else SignalingFactory, rate=RATE)
         self.exempt = exempt
         self.refusal: Refusal | None = None
-        kind: Any = FastSignalingFactory if fast else SignalingFactory
-        self.factory = kind(
-            reactor=self.clock,
-            switchboard=self.board,
-            address_of=lambda peer, headers: headers.get("x-forwarded-for", peer),
-            origin_permitted=self._origin_permitted,
-            admit=self._admit,
-            release=self.inside.remove,
-            allowance_of=lambda address: None if self.exempt else Allowance(RATE, RATE * 4),
-            write_buffer_bytes=WRITE_BUFFER_BYTES,
-            handshake_timeout_s=HANDSHAKE_TIMEOUT_S,
-            refused=self.counters.refuse,
-        )
-        self.factory.pong = lambda connection, payload: self.pongs.append(payload)
         doors: Any = FastDoorFactory if fast else DoorFactory
         self.door = doors(clock=self.clock, header_timeout_s=HANDSHAKE_TIMEOUT_S, refused=self.counters.refuse)
         self.door.open(

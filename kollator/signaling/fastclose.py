@@ -42,7 +42,7 @@ class FastClosing(SignalingProtocol):
         self.gone()
 
     def _closeConnection(self, abort: bool = False) -> None:
-        # Nothing waits to be written: it is over in the next turn, and needs no timer.
+        # Where nothing waits to be written it is over with this turn, and needs no timer.
         if self.wasClean and getattr(self.transport, "close_empty", bool)():
             self.data = b""
         else:

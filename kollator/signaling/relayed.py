@@ -34,16 +34,13 @@ class Malformed(Exception):
         self.problem = problem
 
 
-def _offer(message: Offer, sender: str, checked: bool) -> bytes:
-    if checked and (problem := check_sdp(message.sdp)) is not None:
-        raise Malformed(problem)
-    return encode(OfferFrom(sender, message.sdp, message.session))
+def _description(form: type[OfferFrom | AnswerFrom]) -> Callable[[Offer | Answer, str, bool], bytes]:
+    def passed_on(message: Offer | Answer, sender: str, checked: bool) -> bytes:
+        if checked and (problem := check_sdp(message.sdp)) is not None:
+            raise Malformed(problem)
+        return encode(form(sender, message.sdp, message.session))
 
-
-def _answer(message: Answer, sender: str, checked: bool) -> bytes:
-    if checked and (problem := check_sdp(message.sdp)) is not None:
-        raise Malformed(problem)
-    return encode(AnswerFrom(sender, message.sdp, message.session))
+    return passed_on
 
 
 def _candidate(message: Candidate, sender: str, checked: bool) -> bytes:
@@ -60,8 +57,8 @@ def _bye(message: Bye, sender: str, checked: bool) -> bytes:
 
 
 PASSED_ON: dict[type[Relayed], Callable[[Any, str, bool], bytes]] = {
-    Offer: _offer,
-    Answer: _answer,
+    Offer: _description(OfferFrom),
+    Answer: _description(AnswerFrom),
     Candidate: _candidate,
     Bye: _bye,
 }

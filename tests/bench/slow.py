@@ -45,6 +45,24 @@ async def _slow(aim: Aim, begin: Begin, first: bytes, rest: bytes) -> Did:
     return did
 
 
+async def _stopped(aim: Aim, begin: Begin, port: int, said: bytes) -> Did:
+    """Connections on which this is said and no more."""
+    did: Did = Counter()
+
+    async def attacker(source: str, did: Did) -> None:
+        stream = await Stream.open(port, source)
+        did["opened"] += 1
+        try:
+            stream.write(said)
+            await stream.take(1)
+        finally:
+            stream.abort()
+
+    await begin()
+    await swarm(aim, attacker, did, REFUSED_PAUSE_S)
+    return did
+
+
 @attack
 async def slow_headers(aim: Aim, begin: Begin) -> Did:
     """Slowloris: a request's header that never ends."""
@@ -66,19 +84,7 @@ async def slow_bodies(aim: Aim, begin: Begin) -> Did:
 @attack
 async def silent(aim: Aim, begin: Begin) -> Did:
     """Connections that never say a word."""
-    did: Did = Counter()
-
-    async def attacker(source: str, did: Did) -> None:
-        stream = await Stream.open(aim.port, source)
-        did["opened"] += 1
-        try:
-            await stream.take(1)
-        finally:
-            stream.abort()
-
-    await begin()
-    await swarm(aim, attacker, did, REFUSED_PAUSE_S)
-    return did
+    return await _stopped(aim, begin, aim.port, b"")
 
 
 @attack
@@ -109,21 +115,7 @@ async def no_hello(aim: Aim, begin: Begin) -> Did:
 @attack
 async def tls_halves(aim: Aim, begin: Begin) -> Did:
     """TLS handshakes that stop in the middle of their first message."""
-    did: Did = Counter()
-    half = half_client_hello()
-
-    async def attacker(source: str, did: Did) -> None:
-        stream = await Stream.open(aim.tls_port, source)
-        did["opened"] += 1
-        try:
-            stream.write(half)
-            await stream.take(1)
-        finally:
-            stream.abort()
-
-    await begin()
-    await swarm(aim, attacker, did, REFUSED_PAUSE_S)
-    return did
+    return await _stopped(aim, begin, aim.tls_port, half_client_hello())
 
 
 @attack
