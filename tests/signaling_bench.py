@@ -189,9 +189,9 @@ class Peer:
 
 
 class SignalingBench(Bench):
-    """A bench with the real factory, of this ``kind``. ``exempt`` connections have no message ``rate``."""
+    """A bench with the real factory, or another ``kind``. ``exempt`` connections have no message ``rate``."""
 
-    def __init__(self, seed: int = 1, kind: Any = FACTORY, rate: float = MESSAGE_RATE) -> None:
+    def __init__(self, seed: int = 1, kind: Any = None, rate: float = MESSAGE_RATE) -> None:
         super().__init__(seed)
         self.clock = Clock()
         self.clock.advance(1000.5)
@@ -201,7 +201,7 @@ class SignalingBench(Bench):
         self.full: str | None = None
         self.inside: list[str] = []
         self.pongs: list[bytes] = []
-        self.factory = kind(
+        self.factory = (kind or FACTORY)(
             reactor=self.clock,
             switchboard=self.board,
             address_of=lambda peer, headers: headers.get("x-forwarded-for", peer),
