@@ -20,7 +20,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another: make PYTHON=python3.12 ...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python setup.cfg setup.py pyproject.toml
+$(VENV)/.installed: $(BIN)/python setup.cfg setup.py pyproject.toml kollator/_speedups.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
@@ -68,4 +68,4 @@ soak: $(VENV)/.installed-test ## 10,000 seeds of the cluster simulator and five 
 	$(BIN)/python -m tests.sim --seeds 0..9999
 
 clean: ## Removes what was built and installed here
-	rm -rf $(VENV) .bench build *.egg-info run _trial_temp* .hypothesis .mypy_cache .ruff_cache kollator/state/lib
+	rm -rf $(VENV) .bench build *.egg-info run _trial_temp* .hypothesis .mypy_cache .ruff_cache kollator/state/lib kollator/*.so

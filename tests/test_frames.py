@@ -40,7 +40,7 @@ class UnmaskTests(SynchronousTestCase):
 
     def ways(self) -> list[frames.Unmask]:
         """All of them."""
-        found = (frames.unmask_with_websockets(), frames.unmask_with_nvx(), unmask_with_integers, frames.unmask)
+        found = (frames.unmask_with_nvx(), unmask_with_integers, frames.unmask)
         return [way for way in found if way is not None]
 
     def test_example(self) -> None:

@@ -15,6 +15,7 @@ from twisted.internet.protocol import Protocol
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from kollator.net import fasttransport
 from kollator.net.fasttransport import GATHERED_BYTES, GATHERING, FastServer, turn
 from kollator.process import lean_iteration
 from kollator.signaling.backlogs import UNSEEN_BYTES
@@ -78,11 +79,18 @@ class GatheringTests(SynchronousTestCase):
         self.addCleanup(setattr, turn, "running", False)
         self.sent: list[tuple[int, bytes]] = []
         self.reactor = Reactor()
+        self.sockets: dict[int, Socket] = {}
+        send = fasttransport._send
+        self.patch(
+            fasttransport, "_send",
+            lambda number, data: self.sockets[number].send(data) if self.sockets else send(number, data),
+        )
 
     def make(self, number: int = 1) -> Any:
         """A connection."""
+        self.sockets[number] = Socket(self.sent, number)
         made: Any = FastServer(
-            Socket(self.sent, number), Protocol(), ("192.0.2.1", 5), None, 7, self.reactor  # type: ignore[arg-type]
+            self.sockets[number], Protocol(), ("192.0.2.1", 5), None, 7, self.reactor  # type: ignore[arg-type]
         )
         return made
 

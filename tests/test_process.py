@@ -54,6 +54,18 @@ class TuneTests(SynchronousTestCase):
         )
         self.assertEqual(found.split(), ["0", "20000", "300"])
 
+    def test_nothing_compiled(self) -> None:
+        """Without it nobody would learn why a front is slower than others, or that it works all the same."""
+        found = run(
+            "import sys\nsys.modules['kollator._speedups'] = None\nfrom twisted.internet import reactor\n"
+            "from twisted.logger import globalLogPublisher\nfrom kollator.process import tune\n"
+            "from kollator.signaling import frames\nsaid = []\nglobalLogPublisher.addObserver(said.append)\n"
+            "tune(20)\nprint(len(said))\ntune(20, reactor)\n"
+            "print(sum('compiler' in event['log_format'] for event in said))\n"
+            "print(frames.next_text is frames.next_text_in_python)"
+        )
+        self.assertEqual(found.split(), ["0", "1", "True"])
+
 
 ECHO = """
 import sys

@@ -12,7 +12,6 @@ an idle connection holds what differs and nothing else. ``tests.test_fast_assump
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,18 @@ from kollator.guard.limits import Allowance
 from kollator.guard.places import Place
 from kollator.signaling.connection import Stage
 from kollator.signaling.fastclose import FastClosing, is_plain_close
-from kollator.signaling.frames import CLOSE, MASKED, PING, PONG, TEXT, TWO_BYTES, accept_key, text_frame, unmask
+from kollator.signaling.frames import (
+    CLOSE,
+    MASKED,
+    PING,
+    PONG,
+    TEXT,
+    TWO_BYTES,
+    accept_key,
+    next_text,
+    text_frame,
+    unmask,
+)
 from kollator.signaling.idle import DEFAULTS, HANDSHAKE, PARSER
 from kollator.signaling.messages import SUBPROTOCOL
 from kollator.signaling.protocol import SignalingFactory
@@ -41,11 +51,6 @@ _HOST = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])" + _PORT).fullmatch
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])" + _PORT).fullmatch
 _EXTENSIONS = re.compile(r"[a-z-]+(; ?[a-z_]+(=\d+)?)*").fullmatch
 _CONTROL = frozenset({PING, PONG, CLOSE})
-_medium = struct.Struct("!HH4s").unpack_from
-"""The two bytes that each frame starts with, and the length and the mask where the length has two bytes more."""
-_MEDIUM_HEAD_BYTES = 8
-_MEDIUM_TEXT = TEXT << 8 | MASKED | TWO_BYTES
-_NO_HEAD = (0, 0, b"")
 _UPGRADES = frozenset({"upgrade", "keep-alive, upgrade"})
 
 
@@ -149,26 +154,19 @@ class FastSignalingProtocol(FastClosing):
             data = kept + data
         factory: Any = self.factory
         at, end = 0, len(data)
-        while end - at >= 2:
-            head, size, mask = _medium(data, at) if end - at >= _MEDIUM_HEAD_BYTES else _NO_HEAD
-            if head == _MEDIUM_TEXT:  # as mostly
-                first, start = TEXT, at + _MEDIUM_HEAD_BYTES
-                if size < TWO_BYTES:
-                    break
+        while end - at >= 6:
+            payload = next_text(data, at)
+            if payload is not None:
+                first, size = TEXT, len(payload)
+                stop = at + size + (6 if size < TWO_BYTES else 8)
             else:
                 first, size, start = data[at], data[at + 1] - MASKED, at + 6
-                if size < 0 or size >= TWO_BYTES or (first != TEXT and first not in _CONTROL):
+                stop = start + size
+                if first not in _CONTROL or not 0 <= size < TWO_BYTES or stop > end:
                     break
-                mask = data[at + 2 : start]
-            stop = start + size
-            if stop > end:
-                break
-            payload = unmask(data[start:stop], mask) if size else b""
-            if first == TEXT:
-                if not payload.isascii() and not _is_utf8(payload):
+                payload = unmask(data[start:stop], data[at + 2 : start]) if size else b""
+                if first == CLOSE and not is_plain_close(payload):
                     break
-            elif first == CLOSE and not is_plain_close(payload):
-                break
             if self.allowance is not None and not self._pay(self.allowance):
                 break
             at = stop
@@ -287,14 +285,6 @@ class FastSignalingProtocol(FastClosing):
         self.factory.backlogs.grew(len(frame))
         state: int = self.state
         return state == self.STATE_OPEN
-
-
-def _is_utf8(payload: bytes) -> bool:
-    try:
-        payload.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 class FastSignalingFactory(SignalingFactory):
