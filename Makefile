@@ -8,10 +8,13 @@ TESTS ?= tests
 WEBSOCKET_TESTS := tests.test_websocket tests.test_websocket_closing tests.test_websocket_handshake \
 	tests.test_signaling_protocol tests.test_backpressure tests.test_keepalive tests.test_door tests.test_site \
 	tests.test_drain tests.e2e.test_contract_signaling tests.e2e.test_contract_opening tests.e2e.test_contract_workers
+COMPILED_TESTS := tests.test_checked_relay tests.test_descriptions tests.test_descriptions_reference \
+	tests.test_fast_assumptions tests.test_fastclose tests.test_fasthandshake tests.test_fastpath \
+	tests.test_fasttransport tests.test_frames tests.test_gathering tests.test_signaling_protocol
 export PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster run bench bench-cluster soak test lint types unit unit-slow-path clean
+.PHONY: help cluster run bench bench-cluster soak test lint types unit unit-slow-path unit-uncompiled clean
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,7 +42,7 @@ run: $(VENV)/.installed run/worker.key ## Starts a front with a demo worker; pri
 	@exec $(BIN)/twistd -n --pidfile= kollator-front --database run/signaling.db \
 		--worker-key-file run/worker.key --demo-worker
 
-test: lint types unit unit-slow-path ## Lint, types, the whole test suite
+test: lint types unit unit-slow-path unit-uncompiled ## Lint, types, the whole test suite
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -53,6 +56,9 @@ unit: $(VENV)/.installed-test ## The trial suite alone; TESTS=tests.test_ring fo
 
 unit-slow-path: $(VENV)/.installed-test ## What is about WebSockets once more, with FAST_PATH=false
 	FAST_PATH=false $(BIN)/python -W default -m twisted.trial $(WEBSOCKET_TESTS)
+
+unit-uncompiled: $(VENV)/.installed-test ## What is compiled once more, in Python
+	$(BIN)/python -W default -m tests.uncompiled $(COMPILED_TESTS)
 
 bench: $(VENV)/.installed-test ## A front beside its peers, some 20 minutes; BENCH=--quick for some minutes
 	$(BIN)/python -m tests.bench.suite --json .bench/figures.json --plot .bench/figures.svg $(BENCH)

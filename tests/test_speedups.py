@@ -1,6 +1,6 @@
-"""What is compiled does what its twin in Python does; and both are what the front's other tests are about.
+"""What is compiled does what its twin in Python does.
 
-Where nothing was compiled the tests of the Python ones still run; those that compare have nothing to compare.
+What the front's other tests say of it is held for the twins by ``make unit-uncompiled`` (``tests.uncompiled``).
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from kollator.compiled import speedups
 from kollator.guard import descriptions
-from kollator.net import fasttransport
-from kollator.signaling import fastpath
 from kollator.signaling.frames import (
     next_text_in_python,
     text_frame_in_python,
     unmask_with_integers,
 )
-from tests import test_descriptions, test_descriptions_reference, test_fastpath, test_fasttransport
+from tests import test_descriptions, test_descriptions_reference
 
 SIZES = (0, 1, 2, 7, 8, 9, 125, 126, 127, 255, 256, 65_535, 65_536)
 TEXTS = ("", "a", "é", "\U0001f600", "x" * 119 + "é", "x" * 124 + "é", "x" * 4000, "\0\x7f", "日本" * 50)
@@ -226,46 +224,3 @@ class CompiledTests(SynchronousTestCase):
             self.assertEqual(len(self.compiled.receive(ours.fileno(), 1 << 40)), 16_384)
             with self.assertRaises(OSError):
                 self.compiled.receive(ours.fileno(), -1)
-
-
-class InPython:
-    """The front without what is compiled."""
-
-    def setUp(self) -> Any:
-        """As where there is no compiler."""
-        test: Any = super()
-        ready = test.setUp()
-        for module, name, function in (
-            (fastpath, "next_text", next_text_in_python),
-            (fastpath, "text_frame", text_frame_in_python),
-            (descriptions, "usual_candidate", descriptions.usual_candidate_in_python),
-            (descriptions, "usual_description", descriptions.usual_description_in_python),
-            (fasttransport, "_receive", os.read),
-            (fasttransport, "_send", os.write),
-        ):
-            test.patch(module, name, function)
-        return ready
-
-
-class StreamsInPythonTests(InPython, test_fastpath.StreamTests):
-    """Frames."""
-
-
-class PathInPythonTests(InPython, test_fastpath.PathTests):
-    """What the fast path is for."""
-
-
-class DescriptionsInPythonTests(InPython, test_descriptions.DescriptionTests):
-    """Session descriptions."""
-
-
-class CandidatesInPythonTests(InPython, test_descriptions.CandidateTests):
-    """ICE candidates."""
-
-
-class ReferenceInPythonTests(InPython, test_descriptions_reference.ReferenceTests):
-    """Both against the plain checks."""
-
-
-class TransportInPythonTests(InPython, test_fasttransport.TransportTests):
-    """Real sockets."""

@@ -51,7 +51,7 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if isinstance(kind, types.StrType):
         if kind.pattern:
             return st.sampled_from(["a", "front-1.example:9090", "Z" * 64] + [""] * ("?" in kind.pattern))
-        return st.text(max_size=kind.max_length)
+        return st.text(min_size=kind.min_length or 0, max_size=kind.max_length)
     if isinstance(kind, types.BytesType):
         longest = min(kind.max_length or 100, 100)
         return st.binary(min_size=kind.min_length or 0, max_size=longest)
@@ -211,7 +211,9 @@ class CapTests(SynchronousTestCase):
             ["to-worker", "w", "c", bytes(wire.PAYLOAD_BYTES + 1)],
             ["to-worker", "w", "c", b"x", "r" * 65],
             ["to-worker", "w", "c", b"x", None, 9],
-            ["to-worker", "w w", "c", b"x"],
+            ["to-worker", "", "c", b"x"],
+            ["to-client", "c", "w" * 65, b"x"],
+            ["arrived", "client", "c c", 1],
             ["kept", "c", "", [], [b"x"] * 33],
             ["changes", [[]] * (wire.CHANGES_MAX + 1), [b"", 0], [b"", 0]],
             {"type": "ping", "number": 1},

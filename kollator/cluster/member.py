@@ -163,6 +163,13 @@ class Member:
         """The link is gone."""
         self._sync.link_down(peer)
 
+    def heard(self, peer: str) -> bool:
+        """A frame of ``peer`` came that is for the exchange: it lives. False: nothing is to be taken of it."""
+        if self._stopped or peer not in self._sync:
+            return False
+        self.election.heard(peer, self._clock.seconds())
+        return True
+
     def received(self, peer: str, frame: Frame) -> bool:
         """Takes a frame of ``peer``; False when it is neither the election's nor the sync's."""
         if self._stopped or peer not in self._sync:

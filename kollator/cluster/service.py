@@ -18,7 +18,7 @@ from kollator.cluster.exchange import Exchange, Local
 from kollator.cluster.links import Links
 from kollator.cluster.member import Member
 from kollator.cluster.sync import InStore
-from kollator.cluster.wire import Frame
+from kollator.cluster.wire import Frame, ToClient, ToWorker
 from kollator.observe.loops import Loop
 from kollator.pool.pool import Pool
 from kollator.settings import Settings
@@ -109,8 +109,12 @@ class Cluster(MultiService):
 
     def received(self, peer: str, frame: Frame) -> None:
         """A frame came over the link to ``peer``."""
-        if not self.member.received(peer, frame) and not self.exchange.received(peer, frame, self._clock.seconds()):
-            log.debug("{peer} sent a frame that is not expected: {kind}", peer=peer, kind=type(frame).__name__)
+        kind = type(frame)
+        if kind is ToWorker or kind is ToClient:  # as mostly
+            if self.member.heard(peer):
+                self.exchange.received(peer, frame, self._clock.seconds())
+        elif not self.member.received(peer, frame) and not self.exchange.received(peer, frame, self._clock.seconds()):
+            log.debug("{peer} sent a frame that is not expected: {kind}", peer=peer, kind=kind.__name__)
 
     def stopService(self) -> Deferred[Any] | None:
         """Stops the member."""

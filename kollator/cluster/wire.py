@@ -85,6 +85,8 @@ RefusalReason = Literal[
 
 Id = Annotated[str, Meta(pattern=rf"\A{ID_PATTERN}\Z", max_length=64)]
 Node = Id
+Known = Annotated[str, Meta(min_length=1, max_length=64)]
+"""An id that is only looked up. A pattern would take longer than all other checks of a relayed message."""
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Mac = Annotated[bytes, Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
 Term = Annotated[int, Meta(ge=0, le=TERM_MAX)]
@@ -260,38 +262,38 @@ class HeartbeatReply(Struct, frozen=True, array_like=True, tag="heartbeat-reply"
 # -- signaling -----------------------------------------------------------------------------------------------
 
 
-class ToWorker(Struct, frozen=True, array_like=True, tag="to-worker"):
+class ToWorker(Struct, frozen=True, array_like=True, gc=False, tag="to-worker"):
     """A client's message, encoded as its worker gets it. ``ref`` is the client's own, for ``Undelivered``.
 
     ``hops`` is how many links it has been passed on over before this one.
     """
 
-    worker: Id
-    client: Id
+    worker: Known
+    client: Known
     payload: Payload
     ref: Ref | None = None
     hops: Hops = 0
 
 
-class ToClient(Struct, frozen=True, array_like=True, tag="to-client"):
+class ToClient(Struct, frozen=True, array_like=True, gc=False, tag="to-client"):
     """A worker's message, encoded as the client gets it. The fields are those of ``ToWorker``."""
 
-    client: Id
-    worker: Id
+    client: Known
+    worker: Known
     payload: Payload
     ref: Ref | None = None
     hops: Hops = 0
 
 
-class Undelivered(Struct, frozen=True, array_like=True, tag="undelivered"):
+class Undelivered(Struct, frozen=True, array_like=True, gc=False, tag="undelivered"):
     """A ``ToWorker`` (``towards`` a worker) or ``ToClient`` did not arrive; it goes back the way it came.
 
     ``outcome`` is the switchboard's, ``ref`` what the message had.
     """
 
     towards: Literal["worker", "client"]
-    worker: Id
-    client: Id
+    worker: Known
+    client: Known
     outcome: Literal["unknown", "busy", "forbidden"]
     ref: Ref | None = None
 

@@ -207,9 +207,10 @@ class FastServer(tcp.Server):
             self._keep(data[sent:])
 
     def _keep(self, data: bytes) -> None:
-        self.direct = False
-        if data and not self._tempDataLen:
-            self._tempDataBuffer = []
+        if data:
+            self.direct = False
+            if not self._tempDataLen:
+                self._tempDataBuffer = []
         super().write(data)
 
     def send_gathered(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from kollator.state.rows import WHYS, AttachmentRow, DrainRow, FrontRow, Why
@@ -100,19 +100,21 @@ class Standings:
 
     def well_at(self, worker: str) -> tuple[str, ...]:
         """The live fronts that see a worker well, sorted."""
-        return tuple(sorted(row.front for row in self._in_force(worker) if row.state != "down"))
+        return tuple(sorted([row.front for row in self._in_force(worker) if row.state != "down"]))
 
     def connected_to(self, worker: str) -> tuple[str, ...]:
         """The live fronts that a worker is connected to, well or not, sorted."""
-        return tuple(sorted(row.front for row in self._in_force(worker)))
+        return tuple(sorted([row.front for row in self._in_force(worker)]))
 
     def is_alive(self, front: str) -> bool:
         """Whether a front is known and not retired."""
         row = self.fronts.get(front)
         return row is not None and row.incarnation > row.retired
 
-    def _in_force(self, worker: str) -> Iterator[AttachmentRow]:
-        for row in self._held.get(worker, {}).values():
-            front = self.fronts.get(row.front)
-            if front is not None and front.retired < front.incarnation == row.incarnation:
-                yield row
+    def _in_force(self, worker: str) -> list[AttachmentRow]:
+        fronts = self.fronts
+        return [
+            row
+            for row in self._held.get(worker, {}).values()
+            if (front := fronts.get(row.front)) is not None and front.retired < front.incarnation == row.incarnation
+        ]
