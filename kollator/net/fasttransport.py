@@ -42,7 +42,8 @@ GATHERING = 64
 
 _receive = os.read if speedups is None else speedups.receive
 _send = os.write if speedups is None else speedups.send
-"""Both take a third less Python than a socket's own methods, and compiled another tenth of the whole."""
+"""Of the three microseconds that either takes with its system call, a socket's own methods would add 0.15, and what is
+compiled saves 0.3 to 0.5."""
 _DONE = Failure(main.CONNECTION_DONE)
 _BUFFERS = ("dataBuffer", "offset", "_tempDataBuffer", "_tempDataLen", "producerPaused")
 """What Twisted keeps of a connection whose socket did not take everything."""
