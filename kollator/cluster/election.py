@@ -355,9 +355,11 @@ class Election:
 
     def _at(self, now: float) -> float:
         """The steady time of the caller's ``now``."""
-        if now + self._offset < self._now:
+        steady = now + self._offset
+        if steady < self._now:
             self._offset = self._now - now
-        self._now = max(self._now, now + self._offset)
+        else:
+            self._now = steady
         return self._now
 
     def _seen(self, now: float) -> float:

@@ -199,7 +199,8 @@ class Exchange:
 
 
 def _learn(table: OrderedDict[str, str], name: str, peer: str) -> None:
-    table[name] = peer
+    if table.get(name) != peer:
+        table[name] = peer
+        if len(table) > ROUTES:
+            table.popitem(last=False)
     table.move_to_end(name)
-    if len(table) > ROUTES:
-        table.popitem(last=False)

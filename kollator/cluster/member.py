@@ -163,11 +163,11 @@ class Member:
         """The link is gone."""
         self._sync.link_down(peer)
 
-    def heard(self, peer: str) -> bool:
+    def heard(self, peer: str, now: float) -> bool:
         """A frame of ``peer`` came that is for the exchange: it lives. False: nothing is to be taken of it."""
         if self._stopped or peer not in self._sync:
             return False
-        self.election.heard(peer, self._clock.seconds())
+        self.election.heard(peer, now)
         return True
 
     def received(self, peer: str, frame: Frame) -> bool:

@@ -111,8 +111,9 @@ class Cluster(MultiService):
         """A frame came over the link to ``peer``."""
         kind = type(frame)
         if kind is ToWorker or kind is ToClient:  # as mostly
-            if self.member.heard(peer):
-                self.exchange.received(peer, frame, self._clock.seconds())
+            now = self._clock.seconds()
+            if self.member.heard(peer, now):
+                self.exchange.received(peer, frame, now)
         elif not self.member.received(peer, frame) and not self.exchange.received(peer, frame, self._clock.seconds()):
             log.debug("{peer} sent a frame that is not expected: {kind}", peer=peer, kind=kind.__name__)
 

@@ -38,6 +38,7 @@ class Standings:
         # Attachments of connected workers, well or not, by worker and front; and which workers a front has there.
         self._held: dict[str, dict[str, AttachmentRow]] = {}
         self._holding: dict[str, set[str]] = {}
+        self._well: dict[str, tuple[str, ...]] = {}  # what ``well_at`` has found since the last change
 
     def apply_front(self, row: FrontRow) -> Collection[str]:
         """A front began a life, was retired, or said something else of itself."""
@@ -45,6 +46,7 @@ class Standings:
         self.fronts[row.id] = row
         if before is not None and (before.incarnation, before.retired) == (row.incarnation, row.retired):
             return ()
+        self._well.clear()
         return self._holding.get(row.id, ())
 
     def apply_attachment(self, row: AttachmentRow) -> Collection[str]:
@@ -53,6 +55,7 @@ class Standings:
         if row.state != "down" or row.why:
             if held.get(row.front) == row:
                 return ()
+            self._well.clear()
             held[row.front] = row
             self._holding.setdefault(row.front, set()).add(row.worker)
             return (row.worker,)
@@ -62,6 +65,7 @@ class Standings:
             del self._held[row.worker]
         if gone is None:
             return ()
+        self._well.clear()
         holding = self._holding[row.front]
         holding.discard(row.worker)
         if not holding:
@@ -100,7 +104,12 @@ class Standings:
 
     def well_at(self, worker: str) -> tuple[str, ...]:
         """The live fronts that see a worker well, sorted."""
-        return tuple(sorted([row.front for row in self._in_force(worker) if row.state != "down"]))
+        found = self._well.get(worker)
+        if found is None:
+            found = tuple(sorted([row.front for row in self._in_force(worker) if row.state != "down"]))
+            if found:  # names of workers that there are
+                self._well[worker] = found
+        return found
 
     def connected_to(self, worker: str) -> tuple[str, ...]:
         """The live fronts that a worker is connected to, well or not, sorted."""

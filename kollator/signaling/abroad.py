@@ -24,10 +24,9 @@ REASONS: dict[Outcome, tuple[ErrorCode, str]] = {
 def is_text(payload: bytes) -> bool:
     """Whether what another front sends can be a text message: a connection that is sent anything else closes (1007)."""
     try:
-        payload.decode()
+        return payload.isascii() or bool(payload.decode())
     except UnicodeDecodeError:
         return False
-    return True
 
 
 class Abroad:

@@ -298,11 +298,10 @@ class Switchboard:
             outcome = "sent" if target.send(payload) else "busy"
         else:
             outcome = self.deliver_to_client(client, payload, now)
-        if outcome == "unknown":
-            if client in self.workers or self._usable(client):
-                outcome = "forbidden"
-            elif self.elsewhere is not None:
-                outcome = self.elsewhere.to_client(client, worker.id, payload, _plain(message.ref))
+        if outcome == "unknown" and self.elsewhere is not None:
+            outcome = self.elsewhere.to_client(client, worker.id, payload, _plain(message.ref))
+        if outcome == "unknown" and (client in self.workers or self._usable(client)):
+            outcome = "forbidden"
         if outcome != "sent":
             raise _undelivered(outcome)
         self._tally.messages_relayed += 1
