@@ -10,6 +10,8 @@ import errno
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,16 @@ from kollator.signaling.frames import (
 from tests import test_descriptions, test_descriptions_reference
 
 SIZES = (0, 1, 2, 7, 8, 9, 125, 126, 127, 255, 256, 65_535, 65_536)
+ROOT = Path(__file__).parent.parent
+SANITIZED = """
+import importlib.util, sys
+from twisted.scripts.trial import run
+assert "libasan" in open("/proc/self/maps").read()
+spec = importlib.util.spec_from_file_location("kollator._speedups", sys.argv.pop(1))
+sys.modules["kollator._speedups"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+run()
+"""
 TEXTS = ("", "a", "é", "\U0001f600", "x" * 119 + "é", "x" * 124 + "é", "x" * 4000, "\0\x7f", "日本" * 50)
 
 
@@ -224,3 +236,32 @@ class CompiledTests(SynchronousTestCase):
             self.assertEqual(len(self.compiled.receive(ours.fileno(), 1 << 40)), 16_384)
             with self.assertRaises(OSError):
                 self.compiled.receive(ours.fileno(), -1)
+
+
+class SanitizedTests(SynchronousTestCase):
+    """The same with the sanitizers of the compiler: what C does not notice by itself."""
+
+    def test_sanitized(self) -> None:
+        """Without it a byte too many that is read or written would show when it is somebody else's."""
+        if speedups is None:
+            raise SkipTest("nothing is compiled here; BuiltTests says whether that is right")
+        cc = shutil.which("cc")
+        runtime = cc and subprocess.run([cc, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout
+        if not runtime or "/" not in runtime:
+            raise SkipTest("there is no libasan (it comes with gcc), or no cc")
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        library = folder / "_speedups.so"
+        subprocess.run([
+            str(cc), "-g", "-O1", "-Wall", "-Wextra", "-Werror",
+            "-fsanitize=address,undefined", "-fno-sanitize-recover", "-shared", "-fPIC",
+            "-I", sysconfig.get_paths()["include"], "kollator/_speedups.c", "-o", str(library),
+        ], cwd=ROOT, check=True, timeout=120)
+        strict = {"LD_PRELOAD": runtime.strip(), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+        done = subprocess.run(
+            [sys.executable, "-c", SANITIZED, str(library), "--temp-directory", str(folder / "trial"),
+             "tests.test_speedups.CompiledTests"],
+            cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, **strict},
+        )
+        self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr[-3000:])
+        self.assertIn("PASSED", done.stdout)
