@@ -255,7 +255,9 @@ def _plain(text: str) -> str | None:
 @lru_cache(maxsize=_RECENT_ADDRESSES)
 def _cached_plain(text: str) -> str | None:
     parsed = _parse(text)
-    return None if parsed is None else str(parsed)
+    if parsed is None or parsed.version == 6 or ":" in text:
+        return None if parsed is None else str(parsed)
+    return text  # an IPv4 address has no other form
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:

@@ -255,12 +255,12 @@ class Switchboard:
         outcome: Outcome
         if target is not None and self._here(worker):
             outcome = "sent" if target.send(payload) else "busy"
-        elif worker in self.clients or worker in self.mailboxes:
-            outcome = "forbidden"
         elif self.elsewhere is not None:
             outcome = self.elsewhere.to_worker(worker, client.id, payload, _plain(message.ref))
         else:
             outcome = "unknown"
+        if outcome == "unknown" and (worker in self.clients or worker in self.mailboxes):
+            outcome = "forbidden"
         if outcome != "sent":
             raise _undelivered(outcome)
         self._tally.messages_relayed += 1
