@@ -149,7 +149,9 @@ class Exchange:
     # -- the ways -----------------------------------------------------------------------------------------------------
 
     def _towards_worker(self, frame: ToWorker, came_by: str | None) -> Outcome:
-        holders = [front for front in self._fronts_of(frame.worker) if front not in (self._node, came_by)]
+        holders = self._fronts_of(frame.worker)
+        if self._node in holders or came_by in holders:
+            holders = [front for front in holders if front not in (self._node, came_by)]
         return self._pass_on(frame, holders, came_by)
 
     def _towards_client(self, frame: ToClient, came_by: str | None) -> Outcome:

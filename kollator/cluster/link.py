@@ -302,7 +302,7 @@ class PeerLink(Int32StringReceiver):
         if self.peer is None:
             super().dataReceived(data)
             return
-        # What Twisted's does, in a third of the time: all that fronts relay to each other comes by here.
+        # What Twisted's does, in a third of the time: all that is relayed between fronts comes by here.
         if self._unprocessed:
             data = self._unprocessed + data
             self._unprocessed = b""
@@ -315,7 +315,7 @@ class PeerLink(Int32StringReceiver):
             after = begin + _length.size + size_bytes
             if after > end:
                 break
-            self.stringReceived(data[begin + _length.size : after])
+            self._take(self.peer, data[begin + _length.size : after])
             if self.end is not None:
                 return
             begin = after
@@ -336,23 +336,25 @@ class PeerLink(Int32StringReceiver):
             self._refuse("too-large", f"{length} bytes")
 
     def stringReceived(self, string: bytes) -> None:
-        """Takes one frame."""
-        peer = self.peer
+        """Takes a frame of the opening, or one that came together with its end."""
         if self.end is not None:
             return
-        if peer is None:
+        if self.peer is None:
             self._take_opening(string)
-            return
+        else:
+            self._take(self.peer, string)
+
+    def _take(self, peer: str, payload: bytes) -> None:
         try:
-            frame = decode(string)
+            frame = decode(payload)
         except BadFrame as problem:
             self._refuse(problem.reason, str(problem).partition(": ")[2])
             return
-        if isinstance(frame, Refusal):
+        if type(frame) is Refusal:
             self._finish(End(frame.reason, by_peer=True), None)
             return
         self._owner.received(self, peer, frame)
-        if isinstance(frame, Ping):
+        if type(frame) is Ping:
             self.send(Pong(frame.number, self._owner.summary(peer)))
 
     def _take_opening(self, payload: bytes) -> None:

@@ -59,6 +59,7 @@ class Cluster(MultiService):
     ) -> None:
         super().__init__()
         self.links = links
+        self._heard_at: dict[str, float] = {}
         self._clock = clock
         self._wall = wall
         term, voted_for = store.vote()
@@ -112,8 +113,10 @@ class Cluster(MultiService):
         kind = type(frame)
         if kind is ToWorker or kind is ToClient:  # as mostly
             now = self._clock.seconds()
-            if self.member.heard(peer, now):
-                self.exchange.received(peer, frame, now)
+            if not 0 <= now - self._heard_at.get(peer, 0.0) < TURN_S:  # who is heard more often lives no more for it
+                self._heard_at[peer] = now
+                self.member.heard(peer)
+            self.exchange.received(peer, frame, now)
         elif not self.member.received(peer, frame) and not self.exchange.received(peer, frame, self._clock.seconds()):
             log.debug("{peer} sent a frame that is not expected: {kind}", peer=peer, kind=kind.__name__)
 
