@@ -73,7 +73,7 @@ class ServiceTests(SynchronousTestCase):
         self.clock.rightNow -= 500.0
         for _ in range(300):
             self.clock.advance(0.1)
-            self.cluster.member.tick()
+            self.cluster.received("c", Ping(1))
             self.cluster.received("b", ToWorker("nobody", "x", b"{}"))
             self.assertLess(self.silent_s("b"), 0.2)
 
