@@ -221,6 +221,19 @@ class ServerTests(SynchronousTestCase):
         self.assertEqual(got, b"".join(blocks))
         self.assertEqual(vars(fast), {})
 
+    def test_tls_begins(self) -> None:
+        """Without it what is written after ``startTLS`` could go out as it is, by the short way to the socket."""
+        began: list[object] = []
+        self.patch(tcp.Server, "startTLS", lambda self, context, normal: began.append((context, normal)))
+        fast, theirs = self.make(FastServer)
+        theirs.setblocking(False)
+        fast.write(b"before")
+        fast.startTLS("context")
+        fast.write(b"secret")
+        self.assertEqual((began, theirs.recv(100)), ([("context", True)], b"before"))
+        with self.assertRaises(BlockingIOError):
+            theirs.recv(100)
+
     def test_how_it_is_made_and_ends(self) -> None:
         """Without it a new Twisted could make or end its transports in another way."""
         self.assertEqual(
