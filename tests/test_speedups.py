@@ -22,12 +22,9 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from kollator.compiled import speedups
 from kollator.guard import descriptions
-from kollator.signaling.frames import (
-    next_text_in_python,
-    text_frame_in_python,
-    unmask_with_integers,
-)
+from kollator.signaling.frames import next_text_in_python, text_frame_in_python
 from tests import test_descriptions, test_descriptions_reference
+from tests.fuzz.frames import frame
 
 SIZES = (0, 1, 2, 7, 8, 9, 125, 126, 127, 255, 256, 65_535, 65_536)
 ROOT = Path(__file__).parent.parent
@@ -41,14 +38,6 @@ spec.loader.exec_module(module)
 run()
 """
 TEXTS = ("", "a", "é", "\U0001f600", "x" * 119 + "é", "x" * 124 + "é", "x" * 4000, "\0\x7f", "日本" * 50)
-
-
-def masked(payload: bytes, mask: bytes, first: int = 0x81, form: int | None = None) -> bytes:
-    """A frame of a client; ``form`` is the length in the second byte, where it is not the one that is right."""
-    size = len(payload)
-    form = form if form is not None else size if size < 126 else 126 if size < 65_536 else 127
-    more = size.to_bytes(2, "big") if form == 126 else size.to_bytes(8, "big") if form == 127 else b""
-    return bytes((first, 0x80 | form)) + more + mask + unmask_with_integers(payload, mask)
 
 
 class BuiltTests(SynchronousTestCase):
@@ -81,23 +70,23 @@ class CompiledTests(SynchronousTestCase):
         for text in TEXTS:
             payload = text.encode()
             for mask in (b"\0\0\0\0", b"\x01\x02\x03\x04", b"\xff\x80\x7f\x00"):
-                data = masked(payload, mask)
+                data = frame(payload, mask=mask)
                 self.assertEqual(self.compiled.next_text(data, 0), payload)
                 self.assertEqual(self.compiled.next_text(b"ab" + data + b"c", 2), payload)
                 for cut in {*range(12), len(data) // 2, len(data) - 1}:
                     self.same_text(data[:cut])
                     self.same_text(b"\x81" + data[:cut], 1)
-                for form in (0, 1, 125, 126, 127):
-                    self.same_text(masked(payload, mask, form=form))
+                for length, width in ((0, 1), (1, 1), (125, 1), (None, 3), (None, 9)):
+                    self.same_text(frame(payload, mask=mask, length=length, width=width))
                 for first in (0x01, 0x80, 0x82, 0x88, 0x89, 0x8A, 0xC1, 0xF1):
-                    self.same_text(masked(payload, mask, first))
+                    self.same_text(bytes((first,)) + data[1:])
                 self.same_text(data[:1] + bytes((data[1] & 0x7F,)) + data[2:])
 
     def test_sizes(self) -> None:
         """Without it the border of two forms of the length would be another one for what is compiled."""
         for size in SIZES:
             payload = bytes(at % 127 for at in range(size))
-            self.same_text(masked(payload, b"abcd"))
+            self.same_text(frame(payload, mask=b"abcd"))
             self.assertEqual(self.compiled.text_frame(payload), text_frame_in_python(payload))
 
     def test_not_utf8(self) -> None:
@@ -105,16 +94,16 @@ class CompiledTests(SynchronousTestCase):
         for bad in (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82", b"\x80"):
             for before in range(10):
                 payload = b"x" * before + bad
-                self.assertIsNone(self.compiled.next_text(masked(payload, b"\x11\x22\x33\x44"), 0))
-                self.same_text(masked(payload, b"\x11\x22\x33\x44"))
+                self.assertIsNone(self.compiled.next_text(frame(payload, mask=b"\x11\x22\x33\x44"), 0))
+                self.same_text(frame(payload, mask=b"\x11\x22\x33\x44"))
 
     @settings(max_examples=300, deadline=None)
     @given(st.binary(max_size=300), st.integers(0, 310), st.binary(min_size=4, max_size=4), st.booleans())
     def test_any_bytes(self, data: bytes, at: int, mask: bytes, framed: bool) -> None:
         """Without it some bytes of a client could be read in two ways."""
-        self.same_text(masked(data, mask) if framed else b"\x81" + data, at % 4 if framed else at)
+        self.same_text(frame(data, mask=mask) if framed else b"\x81" + data, at % 4 if framed else at)
         if framed:
-            self.same_text(masked(data, mask))
+            self.same_text(frame(data, mask=mask))
         self.assertEqual(self.compiled.text_frame(data), text_frame_in_python(data))
 
     @settings(max_examples=300, deadline=None)
@@ -187,7 +176,7 @@ class CompiledTests(SynchronousTestCase):
             with self.assertRaises(TypeError):
                 function(*arguments)
         for at in (-1, -(1 << 40), 1 << 40):
-            self.assertIsNone(self.compiled.next_text(masked(b"x", b"abcd"), at))
+            self.assertIsNone(self.compiled.next_text(frame(b"x", mask=b"abcd"), at))
         with self.assertRaises(OverflowError):
             self.compiled.next_text(b"", 1 << 70)
         for text in ("\ud800", "candidate:\ud800", "v=0\udfff"):

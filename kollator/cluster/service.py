@@ -18,7 +18,7 @@ from kollator.cluster.exchange import Exchange, Local
 from kollator.cluster.links import Links
 from kollator.cluster.member import Member
 from kollator.cluster.sync import InStore
-from kollator.cluster.wire import Frame, ToClient, ToWorker
+from kollator.cluster.wire import Frame
 from kollator.observe.loops import Loop
 from kollator.pool.pool import Pool
 from kollator.settings import Settings
@@ -110,15 +110,13 @@ class Cluster(MultiService):
 
     def received(self, peer: str, frame: Frame) -> None:
         """A frame came over the link to ``peer``."""
-        kind = type(frame)
-        if kind is ToWorker or kind is ToClient:  # as mostly
-            now = self._clock.seconds()
+        now = self._clock.seconds()
+        if self.exchange.received(peer, frame, now):  # as mostly
             if not 0 <= now - self._heard_at.get(peer, 0.0) < TURN_S:  # who is heard more often lives no more for it
                 self._heard_at[peer] = now
                 self.member.heard(peer)
-            self.exchange.received(peer, frame, now)
-        elif not self.member.received(peer, frame) and not self.exchange.received(peer, frame, self._clock.seconds()):
-            log.debug("{peer} sent a frame that is not expected: {kind}", peer=peer, kind=kind.__name__)
+        elif not self.member.received(peer, frame):
+            log.debug("{peer} sent a frame that is not expected: {kind}", peer=peer, kind=type(frame).__name__)
 
     def stopService(self) -> Deferred[Any] | None:
         """Stops the member."""

@@ -43,6 +43,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from kollator.signaling.messages import MESSAGE_BYTES
+from kollator.signaling.messages import Id as Known  # a pattern would take longer than all else of a relayed message
 from kollator.state.changes import SITE_ID_BYTES, Batch, Change, Cursor
 from kollator.state.tables import COUNTER_MAX, ID_PATTERN
 
@@ -85,8 +86,6 @@ RefusalReason = Literal[
 
 Id = Annotated[str, Meta(pattern=rf"\A{ID_PATTERN}\Z", max_length=64)]
 Node = Id
-Known = Annotated[str, Meta(min_length=1, max_length=64)]
-"""An id that is only looked up. A pattern would take longer than all other checks of a relayed message."""
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Mac = Annotated[bytes, Meta(min_length=MAC_BYTES, max_length=MAC_BYTES)]
 Term = Annotated[int, Meta(ge=0, le=TERM_MAX)]

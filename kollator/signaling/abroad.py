@@ -9,6 +9,7 @@ from msgspec import UNSET
 from kollator.signaling.connection import Connection, Stage
 from kollator.signaling.decoding import Refused
 from kollator.signaling.directory import Directory
+from kollator.signaling.frames import is_utf8
 from kollator.signaling.interfaces import Outcome
 from kollator.signaling.mailboxes import Absent
 from kollator.signaling.messages import ErrorCode
@@ -19,14 +20,6 @@ REASONS: dict[Outcome, tuple[ErrorCode, str]] = {
     "forbidden": ("forbidden", "clients talk to workers, and workers to clients"),
 }
 """What the sender of a message that could not be delivered is told."""
-
-
-def is_text(payload: bytes) -> bool:
-    """Whether what another front sends can be a text message: a connection that is sent anything else closes (1007)."""
-    try:
-        return payload.isascii() or bool(payload.decode())
-    except UnicodeDecodeError:
-        return False
 
 
 class Abroad:
@@ -51,13 +44,13 @@ class Abroad:
     def deliver_to_worker(self, worker: str, payload: bytes) -> Outcome:
         """Sends an encoded message to a worker of this front."""
         connection = self._directory.workers.get(worker)
-        if connection is None or not is_text(payload):
+        if connection is None or not is_utf8(payload):
             return "unknown"
         return "sent" if connection.send(payload) else "busy"
 
     def deliver_to_client(self, client: str, payload: bytes, now: float) -> Outcome:
         """Sends an encoded message to a client of this front, or keeps it for one that dropped just now."""
-        return self._deliver_to_client(client, payload, now) if is_text(payload) else "unknown"
+        return self._deliver_to_client(client, payload, now) if is_utf8(payload) else "unknown"
 
     def undelivered(self, sender: str, target: str, outcome: Outcome, ref: str | None) -> bool:
         """Tells a client or worker that its message did not arrive; False when it is not connected here."""

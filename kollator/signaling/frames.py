@@ -61,10 +61,13 @@ def next_text_in_python(data: bytes, at: int) -> bytes | None:
     if start + size > len(data):
         return None
     payload = unmask(data[start : start + size], mask) if size else b""
-    return payload if payload.isascii() or _is_utf8(payload) else None
+    return payload if is_utf8(payload) else None
 
 
-def _is_utf8(payload: bytes) -> bool:
+def is_utf8(payload: bytes) -> bool:
+    """Whether a text message may have this payload: a connection that is sent anything else closes (1007)."""
+    if payload.isascii():
+        return True
     try:
         payload.decode("utf-8")
     except UnicodeDecodeError:

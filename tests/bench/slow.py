@@ -6,6 +6,7 @@ import asyncio
 import os
 import struct
 from collections import Counter
+from collections.abc import Mapping
 
 from kollator.cluster.wire import NONCE_BYTES, PROTOCOL, PROTOCOL_VERSION, Greeting, encode
 from tests.bench.sockets import Ended, Socket, Stream, half_client_hello, message, request, upgrade_request
@@ -45,16 +46,20 @@ async def _slow(aim: Aim, begin: Begin, first: bytes, rest: bytes) -> Did:
     return did
 
 
-async def _stopped(aim: Aim, begin: Begin, port: int, said: bytes) -> Did:
-    """Connections on which this is said and no more."""
+async def _stopped(aim: Aim, begin: Begin, port: int, said: Mapping[str, bytes]) -> Did:
+    """Connections on which one of these is said and no more, each as often as the others, then the first."""
     did: Did = Counter()
+    names = iter(list(said) * aim.count)
+    first = next(iter(said))
 
     async def attacker(source: str, did: Did) -> None:
+        name = next(names, first)
         stream = await Stream.open(port, source)
-        did["opened"] += 1
+        did[f"opened, {name}"] += 1
         try:
-            stream.write(said)
-            await stream.take(1)
+            stream.write(said[name])
+            while True:
+                await stream.take(1)
         finally:
             stream.abort()
 
@@ -84,7 +89,7 @@ async def slow_bodies(aim: Aim, begin: Begin) -> Did:
 @attack
 async def silent(aim: Aim, begin: Begin) -> Did:
     """Connections that never say a word."""
-    return await _stopped(aim, begin, aim.port, b"")
+    return await _stopped(aim, begin, aim.port, {"silent": b""})
 
 
 @attack
@@ -115,33 +120,16 @@ async def no_hello(aim: Aim, begin: Begin) -> Did:
 @attack
 async def tls_halves(aim: Aim, begin: Begin) -> Did:
     """TLS handshakes that stop in the middle of their first message."""
-    return await _stopped(aim, begin, aim.tls_port, half_client_hello())
+    return await _stopped(aim, begin, aim.tls_port, {"half a hello": half_client_hello()})
 
 
 @attack
 async def half_open_peers(aim: Aim, begin: Begin) -> Did:
     """Connections to the port of the other fronts: silent, stopped in the middle of the handshake, and garbage."""
-    did: Did = Counter()
     greeting = encode(Greeting(PROTOCOL, PROTOCOL_VERSION, "other", os.urandom(NONCE_BYTES)))
-    words = {
+    return await _stopped(aim, begin, aim.peer_port, {
         "silent": b"",
         "greeting": struct.pack("!I", len(greeting)) + greeting,
         "half a greeting": struct.pack("!I", len(greeting)) + greeting[:9],
         "garbage": os.urandom(2000),
-    }
-    names = iter(list(words) * aim.count)
-
-    async def attacker(source: str, did: Did) -> None:
-        name = next(names, "silent")
-        stream = await Stream.open(aim.peer_port, source)
-        did[f"opened, {name}"] += 1
-        try:
-            stream.write(words[name])
-            while True:
-                await stream.take(1)
-        finally:
-            stream.abort()
-
-    await begin()
-    await swarm(aim, attacker, did, REFUSED_PAUSE_S)
-    return did
+    })
